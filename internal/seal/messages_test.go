@@ -1,0 +1,287 @@
+package seal
+
+import (
+	"bytes"
+	"errors"
+	"runtime"
+	"strings"
+	"testing"
+
+	"keyhold.example/keyhold/envelope"
+	"keyhold.example/keyhold/key"
+)
+
+// form is one of the two forms of a message.
+type form struct {
+	name     string
+	overhead int
+	seal     func(m *MessageKey, dst, plaintext []byte, context string) ([]byte, error)
+	open     func(m *MessageKey, dst, ciphertext []byte, context string) ([]byte, error)
+}
+
+var forms = []form{
+	{"attached", 58, (*MessageKey).Seal, (*MessageKey).Open},
+	{"detached", 42, (*MessageKey).SealDetached, (*MessageKey).OpenDetached},
+}
+
+func (f form) mustSeal(tb testing.TB, m *MessageKey, plaintext []byte, context string) []byte {
+	tb.Helper()
+	b, err := f.seal(m, nil, plaintext, context)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return b
+}
+
+func TestMessagesOfEverySizeOpen(t *testing.T) {
+	m := testMessageKey(t)
+	buf := Random(envelope.MaxPlaintext).Reveal()
+	sizes := []int{1 << 20, envelope.MaxPlaintext}
+	for n := range 4097 {
+		sizes = append(sizes, n)
+	}
+	for _, f := range forms {
+		for _, n := range sizes {
+			context := strings.Repeat("c", n%300)
+			sealed := f.mustSeal(t, m, buf[:n], context)
+			if len(sealed) != n+f.overhead {
+				t.Fatalf("%s: %d bytes become %d", f.name, n, len(sealed))
+			}
+			got, err := f.open(m, nil, sealed, context)
+			if err != nil || !bytes.Equal(got, buf[:n]) {
+				t.Fatalf("%s: %d bytes do not open: %v", f.name, n, err)
+			}
+		}
+	}
+}
+
+func TestLimitsOfMessages(t *testing.T) {
+	m := testMessageKey(t)
+	large := make([]byte, envelope.MaxPlaintext+1)
+	long := strings.Repeat("c", envelope.MaxContext+1)
+	for _, f := range forms {
+		var tooLarge *envelope.TooLargeError
+		if _, err := f.seal(m, nil, large, ""); !errors.As(err, &tooLarge) || tooLarge.What != "plaintext" {
+			t.Errorf("%s of a large plaintext: %v", f.name, err)
+		}
+		if _, err := f.seal(m, nil, nil, long); !errors.As(err, &tooLarge) || tooLarge.What != "context" {
+			t.Errorf("%s of a long context: %v", f.name, err)
+		}
+		sealed := f.mustSeal(t, m, nil, long[1:])
+		if _, err := f.open(m, nil, sealed, long[1:]); err != nil {
+			t.Errorf("%s with the longest context: %v", f.name, err)
+		}
+		if _, err := f.open(m, nil, sealed, long); !isErrOpen(err) {
+			t.Errorf("%s with a longer context: %v", f.name, err)
+		}
+		// Sealed rightly, but by somebody who knows of no limit.
+		sealed = m.xaes.Seal(sealed[:f.overhead-40], large, *m.aad(""))
+		if _, err := f.open(m, nil, sealed, ""); !isErrOpen(err) {
+			t.Errorf("%s of a large ciphertext: %v", f.name, err)
+		}
+	}
+}
+
+func TestSealAndOpenInPlace(t *testing.T) {
+	m := testMessageKey(t)
+	for _, f := range forms {
+		for _, n := range []int{0, 1, 15, 16, 29, 30, 31, 100, 1000} {
+			plaintext := Random(n).Reveal()
+			for _, room := range []int{0, f.overhead} {
+				buf := make([]byte, n, n+room)
+				copy(buf, plaintext)
+				sealed, err := f.seal(m, buf[:0], buf, "context")
+				if err != nil {
+					t.Fatal(err)
+				}
+				if room > 0 && &sealed[0] != &buf[:1][0] {
+					t.Errorf("%s of %d bytes: not in place", f.name, n)
+				}
+				got, err := f.open(m, sealed[:0], sealed, "context")
+				if err != nil || !bytes.Equal(got, plaintext) {
+					t.Fatalf("%s of %d bytes with %d bytes of room: %v", f.name, n, room, err)
+				}
+				if n > 0 && &got[0] != &sealed[0] {
+					t.Errorf("%s of %d bytes: not opened in place", f.name, n)
+				}
+			}
+		}
+	}
+}
+
+func TestSealAndOpenAppend(t *testing.T) {
+	m := testMessageKey(t)
+	for _, f := range forms {
+		for _, room := range []int{0, 10, 1000} {
+			dst := append(make([]byte, 0, 6+room), "before"...)
+			sealed, err := f.seal(m, dst, []byte("text"), "context")
+			if err != nil || !bytes.HasPrefix(sealed, []byte("before")) {
+				t.Fatalf("%s: %q, %v", f.name, sealed, err)
+			}
+			got, err := f.open(m, dst, bytes.Clone(sealed[6:]), "context")
+			if err != nil || string(got) != "beforetext" {
+				t.Errorf("%s with room for %d: %q, %v", f.name, room, got, err)
+			}
+		}
+		buf := []byte("before text")
+		sealed, err := f.seal(m, buf[:7], buf[7:], "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := f.open(m, nil, sealed[7:], ""); err != nil || string(got) != "text" {
+			t.Errorf("%s after what is before it: %q, %v", f.name, got, err)
+		}
+	}
+}
+
+// Of a plaintext that overlaps in any other way, nothing may be sealed wrongly: it is a panic, as with cipher.AEAD.
+func TestInexactOverlapPanicsOrSealsRight(t *testing.T) {
+	m := testMessageKey(t)
+	for _, f := range forms {
+		for shift := 1; shift < 120; shift++ {
+			buf := Random(400).Reveal()
+			want := bytes.Clone(buf[shift : shift+60])
+			func() {
+				defer func() { _ = recover() }()
+				sealed, err := f.seal(m, buf[:0], buf[shift:shift+60], "")
+				if err != nil {
+					t.Error(err)
+				}
+				if got, err := f.open(m, nil, sealed, ""); err != nil || !bytes.Equal(got, want) {
+					t.Errorf("%s, shifted by %d: sealed something else", f.name, shift)
+				}
+			}()
+		}
+	}
+}
+
+func TestMessageOpensWithItsKeyAndFormAlone(t *testing.T) {
+	m, other := testMessageKey(t), testMessageKey(t)
+	attached := forms[0].mustSeal(t, m, []byte("text"), "context")
+	detached := forms[1].mustSeal(t, m, []byte("text"), "context")
+	for name, open := range map[string]func() ([]byte, error){
+		"another key":           func() ([]byte, error) { return other.Open(nil, attached, "context") },
+		"another key, detached": func() ([]byte, error) { return other.OpenDetached(nil, detached, "context") },
+		"attached as detached":  func() ([]byte, error) { return m.OpenDetached(nil, attached, "context") },
+		"detached as attached":  func() ([]byte, error) { return m.Open(nil, detached, "context") },
+		"another context":       func() ([]byte, error) { return m.Open(nil, attached, "context ") },
+		"no context":            func() ([]byte, error) { return m.Open(nil, attached, "") },
+	} {
+		if _, err := open(); !isErrOpen(err) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	// The AAD has the attached form's first byte in both, so either form can be made of the other.
+	kid := m.KID()
+	attached = append(append([]byte{0xE1, 1}, kid[:]...), detached[2:]...)
+	if got, err := m.Open(nil, attached, "context"); err != nil || string(got) != "text" {
+		t.Errorf("detached with the key id put in: %q, %v", got, err)
+	}
+}
+
+func TestFailedOpenInPlaceLeavesNoPlaintext(t *testing.T) {
+	m := testMessageKey(t)
+	plaintext := bytes.Repeat([]byte("plaintext "), 20)
+	sealed := forms[0].mustSeal(t, m, plaintext, "")
+	sealed[len(sealed)-1] ^= 1
+	if _, err := m.Open(sealed[:0], sealed, ""); !isErrOpen(err) {
+		t.Fatal(err)
+	}
+	if bytes.Contains(sealed, plaintext[:10]) {
+		t.Error("the plaintext of a changed message is in the buffer")
+	}
+}
+
+func TestOnlyDataKeysForMessagesSeal(t *testing.T) {
+	kek, _ := newTestRootKey(t)
+	for _, k := range []*Key{kek, newTestKey(t, key.Raw), newTestKey(t, key.BlindIndex), newTestKey(t, key.Imported)} {
+		if _, err := k.Messages(); !invalid(err) {
+			t.Errorf("%v: %v", k.Identity(), err)
+		}
+	}
+}
+
+func TestClosedMessageKeyRefuses(t *testing.T) {
+	m := testMessageKey(t)
+	for _, f := range forms {
+		sealed := f.mustSeal(t, m, []byte("text"), "")
+		m.sealing.Store(nil)
+		if _, err := f.open(m, nil, sealed, ""); err != nil {
+			t.Fatal(err)
+		}
+		defer func() {
+			if _, err := f.seal(m, nil, nil, ""); err == nil {
+				t.Errorf("%s seals", f.name)
+			}
+			if _, err := f.open(m, nil, sealed, ""); !isErrOpen(err) {
+				t.Errorf("%s opens: %v", f.name, err)
+			}
+		}()
+	}
+	m.Close()
+	m.Close()
+	for i := range subkeys.sets {
+		for j := range subkeys.sets[i] {
+			if s := subkeys.sets[i][j].Load(); s != nil && s.owner == m {
+				t.Error("the cache still has a subkey of a closed key")
+			}
+		}
+	}
+}
+
+func TestHotCallsAllocateNothing(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector makes sync.Pool lose buffers at random, so that calls allocate")
+	}
+	m := testMessageKey(t)
+	plaintext, dst := make([]byte, 1024), make([]byte, 0, 2048)
+	sealed := forms[0].mustSeal(t, m, plaintext, "users/42")
+	for name, call := range map[string]func() error{
+		"seal": func() error { _, err := m.Seal(dst, plaintext, "users/42"); return err },
+		"open": func() error { _, err := m.Open(dst, sealed, "users/42"); return err },
+	} {
+		if got := testing.AllocsPerRun(1000, func() {
+			if err := call(); err != nil {
+				t.Fatal(err)
+			}
+		}); got >= 1 {
+			t.Errorf("%s allocates %v times", name, got)
+		}
+	}
+	if got := testing.AllocsPerRun(1000, func() {
+		if _, err := m.Seal(nil, plaintext, "users/42"); err != nil {
+			t.Fatal(err)
+		}
+	}); got >= 2 {
+		t.Errorf("sealing to a new slice allocates %v times, want the slice alone", got)
+	}
+}
+
+func TestMemoryOfKeyThatSealed(t *testing.T) {
+	const n = 2000
+	keys := make([]*Key, n)
+	messages := make([]*MessageKey, n)
+	used := func() uint64 {
+		runtime.GC()
+		runtime.GC()
+		var s runtime.MemStats
+		runtime.ReadMemStats(&s)
+		return s.HeapAlloc
+	}
+	before := used()
+	for i := range n {
+		keys[i] = newTestKey(t, key.Message)
+		var err error
+		if messages[i], err = keys[i].Messages(); err != nil {
+			t.Fatal(err)
+		}
+		forms[1].mustSeal(t, messages[i], []byte("text"), "context")
+	}
+	each := (used() - before) / n
+	t.Logf("%d bytes for each key", each)
+	if each > 2048 {
+		t.Errorf("a key that sealed once takes %d bytes, want at most 2048", each)
+	}
+	runtime.KeepAlive(keys)
+	runtime.KeepAlive(messages)
+}

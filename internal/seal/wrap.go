@@ -1,0 +1,107 @@
+package seal
+
+import (
+	"crypto/subtle"
+	"fmt"
+	"slices"
+
+	"keyhold.example/keyhold/envelope"
+	"keyhold.example/keyhold/internal/secret"
+	"keyhold.example/keyhold/key"
+)
+
+// Parent wraps keys and unwraps them again (section 4): the installation key root keys, a root key version the data
+// keys of the same root key. It is safe for concurrent use, and works on after the key that it came from is closed.
+type Parent struct {
+	opaque
+	id   Identity
+	kid  key.KID
+	xaes *XAES
+}
+
+// Parent returns k as a parent of data keys. If k is not a root key version the error is a [*key.InvalidError]. It
+// derives a key, so it is worth keeping.
+func (k *Key) Parent() (*Parent, error) {
+	if k.id.Kind != key.KEK {
+		return nil, key.Invalid("parent", string(k.ID()), "only the installation key and root keys wrap others")
+	}
+	return newParent(k.id, k.KID(), k.material.Reveal()), nil
+}
+
+func newParent(id Identity, kid key.KID, material []byte) *Parent {
+	wrapKey := expand(material, envelope.Tuple("kh1/wrap-key"))
+	defer clear(wrapKey)
+	return &Parent{id: id, kid: kid, xaes: newXAES(wrapKey)}
+}
+
+// KID returns the kid of the parent, which what it wraps is bound to.
+func (p *Parent) KID() key.KID { return p.kid }
+
+// wraps says whether a key of identity id may be below p.
+func (p *Parent) wraps(id Identity) bool {
+	if id.validate() != nil || id.Inst != p.id.Inst {
+		return false
+	}
+	if p.id.Kind == key.IK {
+		return id.Kind == key.KEK
+	}
+	return id.Kind == key.DEK && id.RootKeyID == p.id.RootKeyID
+}
+
+func validPlace(version key.Version, created int64) bool {
+	return version >= 1 && version <= key.MaxVersion && created >= 0
+}
+
+func (p *Parent) aad(id Identity, version key.Version, created int64, commit [32]byte) []byte {
+	return envelope.Tuple("kh1/wrap",
+		id.Inst[:], []byte(id.Kind), []byte(id.RootKeyID), []byte(id.Purpose), envelope.U8(uint8(id.Alg)),
+		envelope.U64(uint64(version)), envelope.U64(uint64(created)), commit[:], p.kid[:])
+}
+
+// Wrap seals k as the given version, made at created, in seconds since 1970. A key that is not below p, or a version or
+// time that is out of range, is a [*key.InvalidError].
+func (p *Parent) Wrap(k *Key, version key.Version, created int64) ([]byte, error) {
+	switch {
+	case k.material.Len() == 0:
+		return nil, errClosed
+	case !p.wraps(k.id):
+		return nil, key.Invalid("parent", key.Base32(p.kid[:]), fmt.Sprintf("key version %s does not belong under it", k.ID()))
+	case !validPlace(version, created):
+		return nil, key.Invalid("key version", fmt.Sprintf("%d made at %d", version, created), "it is out of range")
+	}
+	plaintext := slices.Concat(k.blind.Reveal(), k.material.Reveal())
+	defer clear(plaintext)
+	blob := envelope.AppendWrappedHeader(make([]byte, 0, envelope.WrapOverhead+len(plaintext)))
+	return p.xaes.Seal(blob, plaintext, p.aad(k.id, version, created, k.commit)), nil
+}
+
+// Unwrap opens what [Parent.Wrap] returned for a key of the given identity, version, time and commitment, as the key's
+// row has them. That the row's id follows from the commitment is left to the caller ([Key.ID]; an imported id does
+// not). The error is [ErrOpen]. blob is only read.
+func (p *Parent) Unwrap(id Identity, version key.Version, created int64, commit [32]byte, blob []byte) (*Key, error) {
+	sealed, err := envelope.ParseWrapped(blob)
+	if err != nil || !p.wraps(id) || !validPlace(version, created) {
+		return nil, ErrOpen
+	}
+	plaintext, err := p.xaes.Open(nil, sealed, p.aad(id, version, created, commit))
+	if err != nil {
+		return nil, ErrOpen
+	}
+	var blind, material secret.Bytes
+	switch n := len(plaintext); {
+	case raw(id.Alg) && n > envelope.CommitKeySize && n <= envelope.CommitKeySize+envelope.MaxRawKey:
+		blind = secret.New(plaintext[:envelope.CommitKeySize])
+		material = secret.New(plaintext[envelope.CommitKeySize:])
+	case !raw(id.Alg) && n == envelope.KeySize:
+		material = secret.New(plaintext)
+	default:
+		clear(plaintext)
+		return nil, ErrOpen
+	}
+	k := newKey(id, blind, material)
+	if subtle.ConstantTimeCompare(k.commit[:], commit[:]) != 1 {
+		k.Close()
+		return nil, ErrOpen
+	}
+	return k, nil
+}
