@@ -1,0 +1,47 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+)
+
+var (
+	// ErrNotFound means that what was asked for is not in the database.
+	ErrNotFound = errors.New("not found")
+
+	// ErrConflict means that somebody else was first. Nothing was changed; read again and decide anew.
+	ErrConflict = errors.New("changed by somebody else in the meantime")
+
+	// ErrForeignKey means that the application's tables refuse: there is no row for the scope, or a row refers to a version.
+	// Nothing was changed. In a [Tx] the application's transaction may have to be rolled back, as its database demands.
+	ErrForeignKey = errors.New("a foreign key of the application's tables refuses")
+
+	// ErrUnavailable means that the database did not do its part: it is away, locked for too long, full, or read-only.
+	// Nothing was changed, and trying again later may help.
+	ErrUnavailable = errors.New("database unavailable")
+
+	// ErrUnknownOutcome means that the database was lost while it answered to a commit: either everything was done or
+	// nothing. Read again.
+	ErrUnknownOutcome = errors.New("outcome of the commit unknown")
+)
+
+// SchemaError says that the tables are not those that this program works with.
+type SchemaError struct {
+	Prefix  string // of the tables
+	Have    int    // the version found; 0 if there are no tables
+	Want    int    // the program's, [SchemaVersion]
+	Foreign string // if not empty, the version that tables of another system, under the same names, say they have
+}
+
+func (e *SchemaError) Error() string {
+	switch {
+	case e.Foreign != "":
+		return fmt.Sprintf("the tables %s_* belong to another system (its schema version is %s): choose another prefix", e.Prefix, e.Foreign)
+	case e.Have == 0:
+		return fmt.Sprintf("there are no tables %s_* in this database: run \"keyhold init\"", e.Prefix)
+	case e.Have < e.Want:
+		return fmt.Sprintf("the tables %s_* have schema version %d, this program needs %d: run \"keyhold migrate up\"", e.Prefix, e.Have, e.Want)
+	default:
+		return fmt.Sprintf("the tables %s_* have schema version %d, this program knows only %d: use a newer program", e.Prefix, e.Have, e.Want)
+	}
+}

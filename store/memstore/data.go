@@ -1,0 +1,127 @@
+package memstore
+
+import (
+	"bytes"
+	"maps"
+	"slices"
+
+	"keyhold.example/keyhold/key"
+	"keyhold.example/keyhold/store"
+)
+
+// Data is all rows, for tests that change them as somebody who can write to the database would.
+type Data struct {
+	Schema       int                 // the version of the tables; 0: there are none
+	Foreign      string              // see [store.SchemaError]
+	Installation *store.Installation // nil if there is none
+	Keys         []store.Key         // root keys, then data keys, each by id
+	Graves       []store.Tombstone   // of versions whose key is gone
+}
+
+// Edit calls f with a copy of all rows and puts what f leaves in their place. No rule is looked at, tables or not; of two
+// root keys of one scope, or two data keys of one purpose, it is open which will be read.
+func (s *Store) Edit(f func(*Data)) {
+	s.db.lock <- struct{}{}
+	defer s.release()
+	d := s.db.committed.Load()
+	data := &Data{Schema: d.schema, Foreign: d.foreign, Graves: cloneTombstones(d.graves)}
+	if d.inst != nil {
+		in := cloneInstallation(d.inst)
+		data.Installation = &in
+	}
+	for _, kind := range []key.Kind{key.KEK, key.DEK} {
+		for _, id := range slices.Sorted(maps.Keys(d.keys)) {
+			if k := d.keys[id]; k.Kind == kind {
+				data.Keys = append(data.Keys, cloneKey(k))
+			}
+		}
+	}
+	f(data)
+
+	next := newState()
+	next.schema, next.foreign, next.graves = data.Schema, data.Foreign, cloneTombstones(data.Graves)
+	next.tenants, next.referred = d.tenants, d.referred
+	if data.Installation != nil {
+		in := cloneInstallation(data.Installation)
+		next.inst = &in
+	}
+	for _, t := range next.graves {
+		next.versions[t.ID] = ""
+	}
+	for i := range data.Keys {
+		k := cloneKey(&data.Keys[i])
+		next.insert(&k)
+	}
+	s.db.committed.Store(next)
+}
+
+// Key returns the row that ref names, to be changed in place, or nil.
+func (d *Data) Key(ref key.Ref) *store.Key {
+	for i := range d.Keys {
+		root := &d.Keys[i]
+		if root.Kind != key.KEK || root.Scope != ref.Scope {
+			continue
+		}
+		if ref.IsRoot() {
+			return root
+		}
+		for j := range d.Keys {
+			if k := &d.Keys[j]; k.Kind == key.DEK && k.RootKeyID == root.ID && k.Purpose == ref.Purpose {
+				return k
+			}
+		}
+	}
+	return nil
+}
+
+// Version returns the live version with the id, to be changed in place, or nil.
+func (d *Data) Version(id key.ID) *store.Version {
+	for i := range d.Keys {
+		for j := range d.Keys[i].Versions {
+			if v := &d.Keys[i].Versions[j]; v.ID == id {
+				return v
+			}
+		}
+	}
+	return nil
+}
+
+func cloneInstallation(in *store.Installation) store.Installation {
+	c := *in
+	c.Inst, c.IKKID, c.MAC = bytes.Clone(in.Inst), bytes.Clone(in.IKKID), bytes.Clone(in.MAC)
+	c.Slots = slices.Clone(in.Slots)
+	for i := range c.Slots {
+		s := &c.Slots[i]
+		s.IKKID, s.Blob = bytes.Clone(s.IKKID), bytes.Clone(s.Blob)
+	}
+	return c
+}
+
+func cloneKey(k *store.Key) store.Key {
+	c := *k
+	c.Manifest = cloneManifest(k.Manifest)
+	c.Versions = slices.Clone(k.Versions)
+	for i := range c.Versions {
+		c.Versions[i] = cloneVersion(c.Versions[i])
+	}
+	c.Tombstones = cloneTombstones(k.Tombstones)
+	return c
+}
+
+func cloneManifest(m store.Manifest) store.Manifest {
+	m.IKKID, m.MAC = bytes.Clone(m.IKKID), bytes.Clone(m.MAC)
+	return m
+}
+
+func cloneVersion(v store.Version) store.Version {
+	v.Commit, v.Blob, v.IKKID = bytes.Clone(v.Commit), bytes.Clone(v.Blob), bytes.Clone(v.IKKID)
+	return v
+}
+
+func cloneTombstones(ts []store.Tombstone) []store.Tombstone {
+	c := slices.Clone(ts)
+	for i := range c {
+		c[i].Commit = bytes.Clone(c[i].Commit)
+	}
+	return c
+}

@@ -1,0 +1,126 @@
+package memstore
+
+import (
+	"context"
+	"slices"
+
+	"keyhold.example/keyhold/key"
+	"keyhold.example/keyhold/store"
+)
+
+// view is where queries run: a [Store], each call its own transaction, or a [Tx].
+type view interface {
+	now() int64
+	read(ctx context.Context) (*state, error)
+	// write calls f with a state that f may change; what it did stays unless it returns an error.
+	write(ctx context.Context, f func(*state) error) error
+}
+
+type queries struct{ view view }
+
+var (
+	_ store.Store   = (*Store)(nil)
+	_ store.Queries = queries{}
+)
+
+func (q queries) Installation(ctx context.Context) (store.Installation, error) {
+	d, err := q.view.read(ctx)
+	if err != nil {
+		return store.Installation{}, err
+	}
+	if d.inst == nil {
+		return store.Installation{}, store.ErrNotFound
+	}
+	return cloneInstallation(d.inst), nil
+}
+
+func (q queries) Key(ctx context.Context, ref key.Ref) (store.Family, error) {
+	return q.family(ctx, func(d *state) (key.ID, []key.ID) {
+		root := d.scopes[ref.Scope]
+		if ref.IsRoot() {
+			return root, nil
+		}
+		return root, d.dataKey(root, ref.Purpose)
+	})
+}
+
+func (q queries) KeyOfVersion(ctx context.Context, id key.ID) (store.Family, error) {
+	return q.family(ctx, func(d *state) (key.ID, []key.ID) {
+		k := d.keys[d.versions[id]]
+		switch {
+		case k == nil:
+			return "", nil
+		case k.Kind == key.KEK:
+			return k.ID, nil
+		default:
+			return k.RootKeyID, []key.ID{k.ID}
+		}
+	})
+}
+
+func (q queries) Scope(ctx context.Context, scope key.Scope) (store.Family, error) {
+	return q.family(ctx, func(d *state) (key.ID, []key.ID) {
+		root := d.scopes[scope]
+		return root, d.data[root]
+	})
+}
+
+// family returns the root key and the data keys that find names.
+func (q queries) family(ctx context.Context, find func(*state) (root key.ID, data []key.ID)) (store.Family, error) {
+	d, err := q.view.read(ctx)
+	if err != nil {
+		return store.Family{}, err
+	}
+	f := store.Family{Now: q.view.now()}
+	id, data := find(d)
+	root, ok := d.keys[id]
+	if !ok {
+		return f, store.ErrNotFound
+	}
+	f.Root = cloneKey(root)
+	for _, id := range data {
+		f.Data = append(f.Data, cloneKey(d.keys[id]))
+	}
+	return f, nil
+}
+
+func (q queries) Scopes(ctx context.Context, after key.Scope, limit int) ([]key.Scope, error) {
+	d, err := q.view.read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var scopes []key.Scope
+	for scope := range d.scopes {
+		if scope > after {
+			scopes = append(scopes, scope)
+		}
+	}
+	slices.Sort(scopes)
+	return scopes[:min(max(limit, 0), len(scopes))], nil
+}
+
+func (q queries) Create(ctx context.Context, inst [16]byte, keys []store.Key) (n int, err error) {
+	err = q.view.write(ctx, func(d *state) error {
+		n, err = d.create(inst, keys, q.view.now())
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	return n, nil
+}
+
+func (q queries) Update(ctx context.Context, u store.Update) error {
+	return q.view.write(ctx, func(d *state) error { return d.update(u, q.view.now()) })
+}
+
+func (q queries) Rewrap(ctx context.Context, inst [16]byte, rows []store.Rewrap) (n int, err error) {
+	err = q.view.write(ctx, func(d *state) error {
+		n, err = d.rewrap(inst, rows)
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	return n, nil
+}

@@ -1,0 +1,341 @@
+package memstore
+
+import (
+	"bytes"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"keyhold.example/keyhold/key"
+	"keyhold.example/keyhold/store"
+)
+
+// state is the content of the database. What the pointers and slices in it refer to is shared between states and never
+// changed: who changes a row puts a new one in its place.
+type state struct {
+	schema  int
+	foreign string
+	inst    *store.Installation
+	keys    map[key.ID]*store.Key
+	scopes  map[key.Scope]key.ID // root keys
+	data    map[key.ID][]key.ID  // of a root key, its data keys by purpose
+	// versions has every id that a version ever had, and the key it is of: live, a tombstone, or, with an empty key, one in graves.
+	versions map[key.ID]key.ID
+	graves   []store.Tombstone // of versions whose key is gone
+	tenants  map[key.Scope]bool
+	referred map[key.ID]bool
+}
+
+func newState() *state {
+	return &state{
+		keys:     map[key.ID]*store.Key{},
+		scopes:   map[key.Scope]key.ID{},
+		data:     map[key.ID][]key.ID{},
+		versions: map[key.ID]key.ID{},
+		referred: map[key.ID]bool{},
+	}
+}
+
+func (d *state) clone() *state {
+	c := *d
+	c.keys = maps.Clone(d.keys)
+	c.scopes = maps.Clone(d.scopes)
+	c.data = maps.Clone(d.data)
+	c.versions = maps.Clone(d.versions)
+	c.graves = slices.Clip(d.graves)
+	c.tenants = maps.Clone(d.tenants)
+	c.referred = maps.Clone(d.referred)
+	return &c
+}
+
+func (d *state) checkSchema() error {
+	if d.schema == store.SchemaVersion && d.foreign == "" {
+		return nil
+	}
+	return &store.SchemaError{Prefix: Prefix, Have: d.schema, Want: store.SchemaVersion, Foreign: d.foreign}
+}
+
+func (d *state) migrate() error {
+	if d.schema > store.SchemaVersion || d.foreign != "" {
+		return d.checkSchema()
+	}
+	d.schema = store.SchemaVersion
+	return nil
+}
+
+func (d *state) initialize(in store.Installation, now int64) error {
+	if d.inst != nil {
+		return store.ErrConflict
+	}
+	in = cloneInstallation(&in)
+	in.Created = now
+	for i := range in.Slots {
+		in.Slots[i].Created = now
+	}
+	slices.SortFunc(in.Slots, func(a, b store.Slot) int { return strings.Compare(string(a.ID), string(b.ID)) })
+	if err := checkInstallation(&in); err != nil {
+		return fmt.Errorf("initialize: %w", err)
+	}
+	d.inst = &in
+	return nil
+}
+
+func (d *state) is(inst [16]byte) bool { return d.inst != nil && bytes.Equal(d.inst.Inst, inst[:]) }
+
+// dataKey is the data key of a root key for a purpose, as a list of one or none.
+func (d *state) dataKey(root key.ID, p key.Purpose) []key.ID {
+	ids := d.data[root]
+	if i, ok := d.purposeIndex(root, p); ok {
+		return ids[i : i+1 : i+1]
+	}
+	return nil
+}
+
+func (d *state) purposeIndex(root key.ID, p key.Purpose) (int, bool) {
+	return slices.BinarySearchFunc(d.data[root], p, func(id key.ID, p key.Purpose) int {
+		return strings.Compare(string(d.keys[id].Purpose), string(p))
+	})
+}
+
+func (d *state) create(inst [16]byte, keys []store.Key, now int64) (int, error) {
+	if !d.is(inst) {
+		return 0, nil
+	}
+	n := 0
+	for i := range keys {
+		k := cloneKey(&keys[i])
+		if d.leftOut(&k) {
+			continue
+		}
+		for j := range k.Tombstones {
+			k.Tombstones[j].Destroyed = now
+		}
+		if err := d.checkNew(&k); err != nil {
+			return 0, fmt.Errorf("create key %s: %w", k.ID, err)
+		}
+		d.insert(&k)
+		n++
+	}
+	return n, nil
+}
+
+func (d *state) leftOut(k *store.Key) bool {
+	if k.Kind == key.KEK {
+		return d.scopes[k.Scope] != ""
+	}
+	return d.keys[k.RootKeyID] == nil || len(d.dataKey(k.RootKeyID, k.Purpose)) > 0
+}
+
+// insert puts a key and its index entries in place, with no rule looked at.
+func (d *state) insert(k *store.Key) {
+	if k.Kind == key.KEK {
+		d.scopes[k.Scope] = k.ID
+	} else {
+		i, _ := d.purposeIndex(k.RootKeyID, k.Purpose)
+		d.data[k.RootKeyID] = slices.Insert(slices.Clone(d.data[k.RootKeyID]), i, k.ID)
+	}
+	d.keys[k.ID] = k
+	for _, v := range k.Versions {
+		d.versions[v.ID] = k.ID
+	}
+	for _, t := range k.Tombstones {
+		if t.ID != "" {
+			d.versions[t.ID] = k.ID
+		}
+	}
+}
+
+func (d *state) update(u store.Update, now int64) error {
+	old := d.keys[u.KeyID]
+	if !d.is(u.Inst) || old == nil || old.Kind != u.Kind || old.Seq != u.From {
+		return store.ErrConflict
+	}
+	k := cloneKey(old)
+	if err := d.apply(&k, u, now); err != nil {
+		return fmt.Errorf("update key %s: %w", k.ID, err)
+	}
+	d.keys[k.ID] = &k
+	return nil
+}
+
+// apply changes k as u says, after looking at every rule.
+func (d *state) apply(k *store.Key, u store.Update, now int64) error {
+	oldHead := k.Head
+	if u.Manifest.Seq <= u.From {
+		return fmt.Errorf("the sequence number goes from %d to %d", u.From, u.Manifest.Seq)
+	}
+	k.Manifest = cloneManifest(u.Manifest)
+	k.RotateAt = u.RotateAt
+	if k.Head < oldHead {
+		return fmt.Errorf("the head goes back from version %d to %d", oldHead, k.Head)
+	}
+	named := map[key.Version]bool{}
+	for _, c := range u.States {
+		v := versionOf(k, c.Number)
+		if v == nil || named[c.Number] || v.State != c.From || !c.From.CanBecome(c.To) || c.To == key.Destroyed {
+			return fmt.Errorf("version %d cannot go from %v to %v", c.Number, c.From, c.To)
+		}
+		named[c.Number] = true
+		v.State = c.To
+	}
+	for _, n := range u.Destroy {
+		if named[n] {
+			return fmt.Errorf("version %d is named twice", n)
+		}
+		named[n] = true
+		if err := d.destroy(k, n, now); err != nil {
+			return err
+		}
+	}
+	if u.Add != nil {
+		v := cloneVersion(*u.Add)
+		if v.State != key.Pending {
+			return fmt.Errorf("version %d is added as %v, not pending", v.Number, v.State)
+		}
+		if err := d.checkVersion(k, &v); err != nil {
+			return err
+		}
+		k.Versions = append(k.Versions, v)
+		d.versions[v.ID] = k.ID
+	}
+	return checkKey(k)
+}
+
+func (d *state) destroy(k *store.Key, n key.Version, now int64) error {
+	v := versionOf(k, n)
+	if v == nil || !v.State.CanBecome(key.Destroyed) {
+		return fmt.Errorf("version %d cannot be destroyed", n)
+	}
+	if d.referred[v.ID] || k.Kind == key.KEK && d.isParent(k.ID, v.ID) {
+		return fmt.Errorf("version %d is in use: %w", n, store.ErrForeignKey)
+	}
+	k.Tombstones = append(k.Tombstones, tombstone(v, now))
+	slices.SortFunc(k.Tombstones, func(a, b store.Tombstone) int { return int(a.Number) - int(b.Number) })
+	k.Versions = slices.DeleteFunc(k.Versions, func(v store.Version) bool { return v.Number == n })
+	return nil
+}
+
+func tombstone(v *store.Version, now int64) store.Tombstone {
+	return store.Tombstone{ID: v.ID, Number: v.Number, Alg: v.Alg, Commit: bytes.Clone(v.Commit), Destroyed: now}
+}
+
+func (d *state) isParent(root, version key.ID) bool {
+	for _, id := range d.data[root] {
+		for _, v := range d.keys[id].Versions {
+			if v.Parent == version {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func (d *state) rewrap(inst [16]byte, rows []store.Rewrap) (int, error) {
+	if !d.is(inst) {
+		return 0, nil
+	}
+	n := 0
+	for _, r := range rows {
+		old := d.keys[d.versions[r.ID]]
+		if old == nil {
+			continue
+		}
+		k := cloneKey(old)
+		i := slices.IndexFunc(k.Versions, func(v store.Version) bool { return v.ID == r.ID })
+		if i < 0 || !bytes.Equal(k.Versions[i].Blob, r.Old) {
+			continue
+		}
+		v := &k.Versions[i]
+		v.Blob, v.Parent, v.IKKID = bytes.Clone(r.Blob), r.Parent, bytes.Clone(r.IKKID)
+		if err := d.checkWrapping(&k, v); err != nil {
+			return 0, fmt.Errorf("rewrap %s: %w", r.ID, err)
+		}
+		d.keys[k.ID] = &k
+		n++
+	}
+	return n, nil
+}
+
+func (d *state) deleteScope(scope key.Scope, now int64) {
+	root := d.scopes[scope]
+	if root == "" {
+		return
+	}
+	for _, id := range append([]key.ID{root}, d.data[root]...) {
+		k := d.keys[id]
+		d.graves = append(d.graves, k.Tombstones...)
+		for i := range k.Versions {
+			d.graves = append(d.graves, tombstone(&k.Versions[i], now))
+		}
+		delete(d.keys, id)
+	}
+	for _, t := range d.graves {
+		if t.ID != "" {
+			d.versions[t.ID] = ""
+		}
+	}
+	delete(d.scopes, scope)
+	delete(d.data, root)
+	delete(d.tenants, scope)
+}
+
+func (d *state) renameScope(old, renamed key.Scope) error {
+	id := d.scopes[old]
+	if id == "" || old == renamed {
+		return nil
+	}
+	if err := renamed.Validate(); err != nil {
+		return fmt.Errorf("rename scope %q: %w", old, err)
+	}
+	if d.scopes[renamed] != "" {
+		return fmt.Errorf("rename scope %q to %q: %w", old, renamed, store.ErrConflict)
+	}
+	k := cloneKey(d.keys[id])
+	k.Scope = renamed
+	d.keys[id] = &k
+	delete(d.scopes, old)
+	d.scopes[renamed] = id
+	if d.tenants[old] {
+		delete(d.tenants, old)
+		d.tenants[renamed] = true
+	}
+	return nil
+}
+
+func (d *state) requireScopes(scopes []key.Scope) {
+	if d.tenants == nil {
+		d.tenants = map[key.Scope]bool{}
+	}
+	for _, s := range scopes {
+		d.tenants[s] = true
+	}
+}
+
+func (d *state) refer(id key.ID) error {
+	k := d.keys[d.versions[id]]
+	if k == nil || !slices.ContainsFunc(k.Versions, func(v store.Version) bool { return v.ID == id }) {
+		return fmt.Errorf("refer to version %s: %w", id, store.ErrForeignKey)
+	}
+	d.referred[id] = true
+	return nil
+}
+
+func (d *state) orphans() []string {
+	var found []string
+	for _, id := range slices.Sorted(maps.Keys(d.keys)) {
+		if k := d.keys[id]; k.Kind == key.DEK && d.keys[k.RootKeyID] == nil {
+			found = append(found, fmt.Sprintf("data key %s refers to root key %s, which is not there", id, k.RootKeyID))
+		}
+	}
+	return found
+}
+
+func versionOf(k *store.Key, n key.Version) *store.Version {
+	for i := range k.Versions {
+		if k.Versions[i].Number == n {
+			return &k.Versions[i]
+		}
+	}
+	return nil
+}

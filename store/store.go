@@ -1,0 +1,195 @@
+// Package store is the contract between keyhold and a database that holds wrapped keys.
+//
+// A store keeps rows and the rules that hold between them. It never sees an opened key: everything that it is given is
+// wrapped, and nothing that it returns is trusted before its manifest was checked. The rules that every store keeps:
+//
+//   - One root key for a scope; one data key for a root key and purpose; one version for a key and number.
+//   - The numbers of a key's versions and tombstones together are 1, 2, 3 and so on: none is skipped, none comes twice.
+//   - Just one version of a key is active, and it is the head.
+//   - What identifies a row never changes; a state changes only as [key.State.CanBecome] says.
+//   - A key's manifest changes only from the sequence number that the caller saw to the next one.
+//   - A version that is deleted leaves a tombstone, also when the application's own delete cascaded to it.
+//
+// The stores are sqlitestore and, as the executable specification and for tests, memstore; storetest holds them to this
+// contract.
+package store
+
+import (
+	"context"
+
+	"keyhold.example/keyhold/key"
+)
+
+// SchemaVersion is the version of the tables that this program works with.
+const SchemaVersion = 1
+
+// Store is the tables of one installation. Each call is one transaction of its own, on the primary, and is safe for
+// concurrent use by any number of goroutines and processes.
+type Store interface {
+	Queries
+
+	// CheckSchema returns nil if the tables are there in [SchemaVersion], and a [*SchemaError] if they are not.
+	CheckSchema(ctx context.Context) error
+
+	// Migrate brings the tables to [SchemaVersion], all or nothing; where they are there already, it does nothing. Any number
+	// of processes may do it at once, and all succeed. A [*SchemaError] if the tables are newer, or not keyhold's.
+	Migrate(ctx context.Context) error
+
+	// Initialize stores a new installation with its slots. [ErrConflict] if there is one already, which is then untouched.
+	Initialize(ctx context.Context, in Installation) error
+
+	// Integrity asks the database itself what is wrong with the tables: broken references, damaged pages, rows that no
+	// constraint could refuse. One sentence for each; none if all is well. It reads everything.
+	Integrity(ctx context.Context) ([]string, error)
+
+	// Close releases what the store opened, and nothing that it was given. The store cannot be used afterwards.
+	Close() error
+}
+
+// Tx is the tables inside a transaction of the application's, which alone decides whether what was done stays. Its calls see what
+// the transaction sees. It is as safe for concurrent use as that transaction is, which is: not. A store's InTx makes it.
+type Tx struct{ Queries }
+
+// Queries is what can be asked of the tables, by a [Store] or inside a [Tx]. Every read is one statement, so that what it
+// returns fits together. Times are seconds since 1970 by the database's clock. Returned slices belong to the caller, and
+// given ones are not kept.
+//
+// Besides the errors named, every call may return the context's error or [ErrUnavailable], when nothing was changed; every
+// call that writes also [ErrUnknownOutcome], when it is unknown whether all of it or nothing was.
+type Queries interface {
+	// Installation reads the installation and all its slots. [ErrNotFound] if there is none.
+	Installation(ctx context.Context) (Installation, error)
+
+	// Key reads the root key of ref's scope and, unless ref names a root key, the data key for its purpose. Data is empty if
+	// there is none; [ErrNotFound] if there is no such scope. Now is right in both cases.
+	Key(ctx context.Context, ref key.Ref) (Family, error)
+
+	// KeyOfVersion reads the key that has the version with the given id, live or as a tombstone, together with its root key.
+	// [ErrNotFound] if no existing key has.
+	KeyOfVersion(ctx context.Context, id key.ID) (Family, error)
+
+	// Scope reads the root key of a scope and all its data keys, by purpose. [ErrNotFound] as for Key.
+	Scope(ctx context.Context, scope key.Scope) (Family, error)
+
+	// Scopes lists at most limit scopes in the order of the database's own type for them, from the first after the given one,
+	// or from the beginning if that is empty.
+	Scopes(ctx context.Context, after key.Scope, limit int) ([]key.Scope, error)
+
+	// Create inserts root keys and data keys with their versions and says how many keys it inserted. One whose name is taken
+	// (the scope, or root key and purpose) is left out with its versions, and so is a data key whose root key is not there:
+	// whoever loses a race reads again. Keys are inserted in the order given. [ErrForeignKey] if the application's tables
+	// refuse the scope; nothing is inserted then. It does nothing unless inst is the installation's.
+	Create(ctx context.Context, inst [16]byte, keys []Key) (int, error)
+
+	// Update changes one key, all or nothing. [ErrConflict] if the key's sequence number is not u.From, if the key is not there,
+	// or if u.Inst is not the installation; [ErrForeignKey] if something refers to a version that was to be destroyed.
+	Update(ctx context.Context, u Update) error
+
+	// Rewrap replaces wrapped keys by others of the same keys, each only where the stored one is still the old one, and says how
+	// many it replaced. It leaves out versions that are not there, and does nothing unless inst is the installation's.
+	Rewrap(ctx context.Context, inst [16]byte, rows []Rewrap) (int, error)
+}
+
+// Installation is the row of the installation and its slots.
+type Installation struct {
+	Inst       []byte // 16 bytes
+	IKKID      []byte // 16 bytes: the installation key that the manifest of the slots is under
+	Seq        uint64 // of the slots' manifest
+	ActiveSlot key.ID
+	MAC        []byte // 32 bytes: the slots' manifest
+	Created    int64  // set by the store
+	Slots      []Slot // in the order in which they were made, which the slots' MAC depends on
+}
+
+// Slot is the installation key sealed by one external root.
+type Slot struct {
+	ID           key.ID
+	WrapperType  string    // what the wrapper says of itself
+	WrapperKeyID string    // the root's own id of its key when it sealed, for people; nothing relies on it
+	IKKID        []byte    // 16 bytes: the installation key in it
+	State        key.State // active, or retired: opens but is not the one in use; destroyed: removed, the blob is empty
+	Blob         []byte    // a marshalled go-kms-wrapping BlobInfo
+	Created      int64     // set by the store
+	Removed      int64     // 0 until removed
+}
+
+// Manifest is what a key's row says of the whole key, with the MAC over it (docs/format.md, section 7).
+type Manifest struct {
+	Seq         uint64
+	Head        key.Version
+	RotateEvery uint64 // seconds, 0: never
+	MaxMessages uint64 // 0: unlimited
+	IKKID       []byte // 16 bytes: the installation key that MAC is under
+	MAC         []byte // 32 bytes
+}
+
+// Key is a root key or a data key with all its versions.
+type Key struct {
+	ID        key.ID
+	Kind      key.Kind    // KEK or DEK
+	Scope     key.Scope   // of a root key; a data key has none of its own
+	RootKeyID key.ID      // of a data key
+	Purpose   key.Purpose // of a data key
+	Manifest
+	RotateAt   int64 // when the next version is due; 0 if never
+	Versions   []Version
+	Tombstones []Tombstone
+}
+
+// Version is one key version as it is stored. Lists of them are ascending by number.
+type Version struct {
+	ID      key.ID
+	Number  key.Version
+	State   key.State // never Destroyed
+	Alg     key.Alg
+	Commit  []byte // 32 bytes
+	Blob    []byte // the wrapped key
+	Parent  key.ID // of a data key's version: the root key version that wraps it
+	IKKID   []byte // of a root key's version: 16 bytes, the installation key that wraps it
+	Created int64  // as authenticated with Blob
+}
+
+// Tombstone is what is kept of a destroyed version. Lists of them are ascending by number.
+type Tombstone struct {
+	ID        key.ID // empty, with a commitment of zeros, for a number that an import found missing
+	Number    key.Version
+	Alg       key.Alg
+	Commit    []byte
+	Destroyed int64 // when, set by the store, also in Create
+}
+
+// Family is a root key with some of its data keys, read in one statement.
+type Family struct {
+	Now  int64 // the database's clock
+	Root Key
+	Data []Key
+}
+
+// Update moves one key from manifest From to the next. States, Destroy and Add name each version at most once; the store applies
+// them in an order that its constraints allow.
+type Update struct {
+	Inst     [16]byte
+	Kind     key.Kind
+	KeyID    key.ID
+	From     uint64   // the sequence number that has to be stored now
+	Manifest Manifest // the new one, its Seq greater than From
+	RotateAt int64
+	Add      *Version      // a new version, pending
+	States   []StateChange // what becomes of versions that are there
+	Destroy  []key.Version // versions that become tombstones: pending or disabled ones
+}
+
+// StateChange is a version's step from one state to another.
+type StateChange struct {
+	Number   key.Version
+	From, To key.State
+}
+
+// Rewrap replaces the wrapped key of one version.
+type Rewrap struct {
+	ID     key.ID
+	Old    []byte // the blob that has to be stored now
+	Blob   []byte
+	Parent key.ID // of a data key's version
+	IKKID  []byte // of a root key's version
+}
