@@ -1,0 +1,171 @@
+package sqlitestore
+
+import (
+	"context"
+	"database/sql/driver"
+	"errors"
+	"sync"
+	"testing"
+
+	"modernc.org/sqlite"
+)
+
+// faults decides which statement of a wrapped driver fails, and how. The zero value lets everything pass.
+type faults struct {
+	mu    sync.Mutex
+	count int
+	at    int  // the number of the statement that fails, from 1; 0: none
+	after bool // it fails after it ran
+	on    bool // all later ones fail, too
+	plain bool // errors are mere text, as of a driver that shows no codes
+	fired bool
+}
+
+// ioError is what SQLite says of a disk that does not answer.
+type ioError struct{}
+
+func (ioError) Error() string { return "disk I/O error: injected" }
+func (ioError) Code() int     { return 10 }
+
+func (f *faults) reset(at int, after, on bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.count, f.at, f.after, f.on, f.fired = 0, at, after, on, false
+}
+
+func (f *faults) hasFired() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.fired
+}
+
+// next says whether the statement that comes now fails before it runs, or after.
+func (f *faults) next() (before, after bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.count++
+	if f.at == 0 || f.count < f.at || f.count > f.at && !f.on {
+		return false, false
+	}
+	f.fired = true
+	if f.count > f.at {
+		return true, false
+	}
+	return !f.after, f.after
+}
+
+func (f *faults) hide(err error) error {
+	if err == nil || !f.plain || errors.Is(err, driver.ErrSkip) || errors.Is(err, driver.ErrBadConn) || errors.Is(err, context.Canceled) {
+		return err
+	}
+	return errors.New(err.Error())
+}
+
+func statement[T any](f *faults, run func() (T, error), drop func(T)) (T, error) {
+	var none T
+	before, after := f.next()
+	if before {
+		return none, ioError{}
+	}
+	v, err := run()
+	if err != nil {
+		return v, f.hide(err)
+	}
+	if after {
+		drop(v)
+		return none, ioError{}
+	}
+	return v, nil
+}
+
+// connector wraps the driver. It opens the file as dataSource says.
+type connector struct {
+	driver.Connector
+	faults *faults
+}
+
+func newConnector(t testing.TB, path string, f *faults) connector {
+	t.Helper()
+	dsn, err := dataSource(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := sqlite.NewConnector(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return connector{c, f}
+}
+
+func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
+	conn, err := c.Connector.Connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &wrappedConn{conn.(fullConn), c.faults}, nil
+}
+
+type fullConn interface {
+	driver.Conn
+	driver.ConnBeginTx
+	driver.ConnPrepareContext
+	driver.ExecerContext
+	driver.QueryerContext
+	driver.SessionResetter
+	driver.Validator
+}
+
+type wrappedConn struct {
+	fullConn
+	faults *faults
+}
+
+func closeRows(rows driver.Rows) { _ = rows.Close() }
+
+func (c *wrappedConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
+	return statement(c.faults, func() (driver.Result, error) { return c.fullConn.ExecContext(ctx, query, args) }, func(driver.Result) {})
+}
+
+func (c *wrappedConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+	return statement(c.faults, func() (driver.Rows, error) { return c.fullConn.QueryContext(ctx, query, args) }, closeRows)
+}
+
+func (c *wrappedConn) PrepareContext(ctx context.Context, query string) (driver.Stmt, error) {
+	stmt, err := statement(c.faults, func() (driver.Stmt, error) { return c.fullConn.PrepareContext(ctx, query) },
+		func(s driver.Stmt) { _ = s.Close() })
+	if err != nil {
+		return nil, err
+	}
+	return &wrappedStmt{stmt.(fullStmt), c.faults}, nil
+}
+
+func (c *wrappedConn) BeginTx(ctx context.Context, o driver.TxOptions) (driver.Tx, error) {
+	tx, err := c.fullConn.BeginTx(ctx, o)
+	return wrappedTx{tx, c.faults}, c.faults.hide(err)
+}
+
+type wrappedTx struct {
+	driver.Tx
+	faults *faults
+}
+
+func (t wrappedTx) Commit() error { return t.faults.hide(t.Tx.Commit()) }
+
+type fullStmt interface {
+	driver.Stmt
+	driver.StmtExecContext
+	driver.StmtQueryContext
+}
+
+type wrappedStmt struct {
+	fullStmt
+	faults *faults
+}
+
+func (s *wrappedStmt) ExecContext(ctx context.Context, args []driver.NamedValue) (driver.Result, error) {
+	return statement(s.faults, func() (driver.Result, error) { return s.fullStmt.ExecContext(ctx, args) }, func(driver.Result) {})
+}
+
+func (s *wrappedStmt) QueryContext(ctx context.Context, args []driver.NamedValue) (driver.Rows, error) {
+	return statement(s.faults, func() (driver.Rows, error) { return s.fullStmt.QueryContext(ctx, args) }, closeRows)
+}

@@ -1,0 +1,162 @@
+-- What there is once for an installation. Times are seconds since 1970. Sizes are in bytes.
+--
+-- Tables are not STRICT and unixepoch() is not used: both are newer than SQLite 3.35. So each column checks its own type.
+
+-- Written by the last migration of each schema version; what a program compares with its own number.
+create table {prefix}_schema_version (
+    only_row integer not null,
+    version integer not null,
+
+    constraint {prefix}_schema_version_pkey primary key (only_row),
+    constraint {prefix}_schema_version_one check (only_row = 1),
+    constraint {prefix}_schema_version_version check (typeof(version) = 'integer' and version >= 1)
+);
+
+-- The installation key sealed by one external root. A removed slot keeps its row, without the blob.
+create table {prefix}_root_slot (
+    private_id text not null,
+    wrapper_type text not null,
+    wrapper_key_id text not null,
+    ik_kid blob not null,
+    state integer not null,
+    blob blob not null,
+    created integer not null default (cast(strftime('%s', 'now') as integer)),
+    removed integer,
+
+    constraint {prefix}_root_slot_pkey primary key (private_id),
+    -- Equal lengths in characters and in bytes: only ASCII, and no zero byte.
+    constraint {prefix}_root_slot_private_id check (
+        typeof(private_id) = 'text'
+        and length(private_id) = length(cast(private_id as blob))
+        and length(private_id) between 1 and 64),
+    constraint {prefix}_root_slot_wrapper_type check (typeof(wrapper_type) = 'text' and wrapper_type <> ''),
+    constraint {prefix}_root_slot_wrapper_key_id check (typeof(wrapper_key_id) = 'text'),
+    constraint {prefix}_root_slot_ik_kid check (typeof(ik_kid) = 'blob' and length(ik_kid) = 16),
+    -- 2 active, 3 retired, 5 destroyed.
+    constraint {prefix}_root_slot_state check (typeof(state) = 'integer' and state in (2, 3, 5)),
+    constraint {prefix}_root_slot_blob check (typeof(blob) = 'blob' and (length(blob) = 0) = (state = 5)),
+    constraint {prefix}_root_slot_created check (typeof(created) = 'integer' and created > 0),
+    constraint {prefix}_root_slot_removed check (
+        typeof(removed) in ('integer', 'null') and (removed is not null) = (state = 5) and coalesce(removed, 1) > 0)
+);
+
+-- While the installation is rekeyed, each of the two installation keys has an active slot of its own.
+create unique index {prefix}_root_slot_one_active on {prefix}_root_slot (ik_kid) where state = 2;
+
+create table {prefix}_installation (
+    only_row integer not null,
+    inst blob not null,
+    ik_kid blob not null,
+    seq integer not null,
+    active_slot text not null,
+    mac blob not null,
+    created integer not null default (cast(strftime('%s', 'now') as integer)),
+
+    constraint {prefix}_installation_pkey primary key (only_row),
+    constraint {prefix}_installation_one check (only_row = 1),
+    constraint {prefix}_installation_inst check (typeof(inst) = 'blob' and length(inst) = 16),
+    constraint {prefix}_installation_ik_kid check (typeof(ik_kid) = 'blob' and length(ik_kid) = 16),
+    constraint {prefix}_installation_seq check (typeof(seq) = 'integer' and seq >= 1),
+    constraint {prefix}_installation_mac check (typeof(mac) = 'blob' and length(mac) = 32),
+    constraint {prefix}_installation_created check (typeof(created) = 'integer' and created > 0),
+    constraint {prefix}_installation_active_slot_fkey foreign key (active_slot)
+        references {prefix}_root_slot (private_id) deferrable initially deferred
+);
+
+create trigger {prefix}_root_slot_immutable
+before update of private_id, wrapper_type, wrapper_key_id, ik_kid, created on {prefix}_root_slot
+when old.private_id is not new.private_id or old.wrapper_type is not new.wrapper_type
+    or old.wrapper_key_id is not new.wrapper_key_id or old.ik_kid is not new.ik_kid or old.created is not new.created
+begin
+    select raise(abort, '{prefix}_root_slot_immutable: what identifies a root slot never changes');
+end;
+
+create trigger {prefix}_root_slot_removed_stays
+before update on {prefix}_root_slot
+when old.state = 5
+begin
+    select raise(abort, '{prefix}_root_slot_removed_stays: a removed root slot never changes');
+end;
+
+create trigger {prefix}_root_slot_kept
+before delete on {prefix}_root_slot
+begin
+    select raise(abort, '{prefix}_root_slot_kept: a root slot is removed by its state, and its row stays');
+end;
+
+create trigger {prefix}_installation_immutable
+before update of only_row, inst, created on {prefix}_installation
+when old.only_row is not new.only_row or old.inst is not new.inst or old.created is not new.created
+begin
+    select raise(abort, '{prefix}_installation_immutable: what identifies the installation never changes');
+end;
+
+create trigger {prefix}_installation_seq_grows
+before update of ik_kid, seq, active_slot, mac on {prefix}_installation
+when new.seq <= old.seq
+begin
+    select raise(abort, '{prefix}_installation_seq_grows: a new manifest needs a greater sequence number');
+end;
+
+create trigger {prefix}_installation_kept
+before delete on {prefix}_installation
+begin
+    select raise(abort, '{prefix}_installation_kept: without its installation no key can be opened');
+end;
+
+-- What is kept of a destroyed version. It has no foreign key: it outlives its key.
+create table {prefix}_tombstone (
+    key_id text not null,
+    version integer not null,
+    -- Empty for a number that an import found missing.
+    private_id text not null,
+    kind text not null,
+    alg integer not null,
+    commitment blob not null,
+    destroyed integer not null default (cast(strftime('%s', 'now') as integer)),
+
+    constraint {prefix}_tombstone_pkey primary key (key_id, version),
+    constraint {prefix}_tombstone_key_id check (
+        typeof(key_id) = 'text'
+        and length(key_id) = length(cast(key_id as blob))
+        and length(key_id) between 1 and 64),
+    constraint {prefix}_tombstone_version check (typeof(version) = 'integer' and version between 1 and 65535),
+    constraint {prefix}_tombstone_private_id check (
+        typeof(private_id) = 'text'
+        and length(private_id) = length(cast(private_id as blob))
+        and length(private_id) <= 64),
+    constraint {prefix}_tombstone_kind check (kind in ('kek', 'dek')),
+    constraint {prefix}_tombstone_alg check (typeof(alg) = 'integer' and alg between 0 and 3),
+    constraint {prefix}_tombstone_commitment check (
+        typeof(commitment) = 'blob' and length(commitment) = 32
+        and (private_id <> '' or commitment = zeroblob(32))),
+    constraint {prefix}_tombstone_destroyed check (typeof(destroyed) = 'integer' and destroyed > 0)
+);
+
+create unique index {prefix}_tombstone_private_id_key on {prefix}_tombstone (private_id) where private_id <> '';
+
+create trigger {prefix}_tombstone_immutable
+before update on {prefix}_tombstone
+begin
+    select raise(abort, '{prefix}_tombstone_immutable: a tombstone never changes');
+end;
+
+create trigger {prefix}_tombstone_kept
+before delete on {prefix}_tombstone
+begin
+    select raise(abort, '{prefix}_tombstone_kept: a tombstone is kept for ever');
+end;
+
+-- A change of a key adds a row to one of 32 buckets, so that no two writers wait for one row. A bucket's epoch is the sum
+-- of its rows. The bucket is the first character of a key's id after krk_ or kdk_, as a digit; 0 if it is none.
+create table {prefix}_epoch (
+    id integer not null,
+    bucket integer not null,
+    n integer not null,
+
+    constraint {prefix}_epoch_pkey primary key (id),
+    constraint {prefix}_epoch_bucket check (typeof(bucket) = 'integer' and bucket between 0 and 31),
+    constraint {prefix}_epoch_n check (typeof(n) = 'integer' and n >= 1)
+);
+
+create index {prefix}_epoch_bucket_idx on {prefix}_epoch (bucket, n);

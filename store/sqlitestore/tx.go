@@ -1,0 +1,200 @@
+package sqlitestore
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"strings"
+
+	"keyhold.example/keyhold/store"
+)
+
+// view is where statements run: a [Store], each call on its own, or the application's transaction.
+type view interface {
+	query(ctx context.Context, q query, args ...any) (*sql.Rows, error)
+	// write calls f, whose changes stay only if it returns nil. Whatever happens, no transaction or savepoint is left open.
+	write(ctx context.Context, f func(*writer) error) error
+}
+
+// connection is what a [*sql.Conn] and a [*sql.Tx] have in common.
+type connection interface {
+	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+	PrepareContext(ctx context.Context, query string) (*sql.Stmt, error)
+}
+
+// errForeignKeys says that a connection would let anybody delete keys that are in use.
+var errForeignKeys = errors.New("foreign keys are off on this connection, so keys in use would not be protected: " +
+	"turn them on for every connection, with _pragma=foreign_keys(1) or _foreign_keys=1 in the data source name")
+
+func checkForeignKeys(ctx context.Context, c connection) error {
+	on := false
+	if err := c.QueryRowContext(ctx, "pragma foreign_keys").Scan(&on); err != nil {
+		return err
+	}
+	if !on {
+		return errForeignKeys
+	}
+	return nil
+}
+
+// write is one BEGIN IMMEDIATE transaction on a connection of its own.
+func (s *Store) write(ctx context.Context, f func(*writer) error) (err error) {
+	conn, err := s.db.Conn(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close() }() // an error says only that rollback gave the connection up
+	// Before the transaction: inside one the setting could not change any more.
+	if err := checkForeignKeys(ctx, conn); err != nil {
+		return err
+	}
+	open := true
+	defer func() {
+		if open {
+			rollback(ctx, conn)
+		}
+	}()
+	if _, err := conn.ExecContext(ctx, "begin immediate"); err != nil {
+		return err
+	}
+	if err := run(ctx, s.tables, conn, f); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	// A commit does not wait for other processes, and one that was begun is not interrupted, so that its outcome is known.
+	_, err = conn.ExecContext(context.WithoutCancel(ctx), "commit")
+	if err == nil {
+		open = false
+		return nil
+	}
+	switch classify(err) {
+	case classForeignKey, classUnique, classLocked:
+		return err // still open, and rolled back
+	default:
+		return fmt.Errorf("%w: %w", store.ErrUnknownOutcome, err)
+	}
+}
+
+// rollback ends the transaction, or makes sure that nobody gets the connection again.
+func rollback(ctx context.Context, conn *sql.Conn) {
+	_, err := conn.ExecContext(context.WithoutCancel(ctx), "rollback")
+	if err == nil || strings.Contains(err.Error(), "no transaction is active") {
+		return
+	}
+	_ = conn.Raw(func(any) error { return driver.ErrBadConn })
+}
+
+// inTx is the application's transaction.
+type inTx struct {
+	tables *tables
+	tx     *sql.Tx
+}
+
+// query does not keep statements prepared: preparing one on the pool would need a second connection.
+func (v *inTx) query(ctx context.Context, q query, args ...any) (*sql.Rows, error) {
+	return v.tx.QueryContext(ctx, v.tables.text[q], args...)
+}
+
+func (v *inTx) write(ctx context.Context, f func(*writer) error) (err error) {
+	if err := checkForeignKeys(ctx, v.tx); err != nil {
+		return err
+	}
+	if _, err := v.tx.ExecContext(ctx, "savepoint keyhold"); err != nil {
+		return err
+	}
+	released, done := false, false
+	defer func() {
+		if !done {
+			err = errors.Join(err, v.undo(context.WithoutCancel(ctx), released))
+		}
+	}()
+	if err := run(ctx, v.tables, v.tx, f); err != nil {
+		return err
+	}
+	released = true
+	if _, err := v.tx.ExecContext(context.WithoutCancel(ctx), "release keyhold"); err != nil {
+		return err
+	}
+	done = true
+	return nil
+}
+
+// undo takes back what the call did. released says that its end was tried, so that a savepoint that is gone may have left all of it.
+func (v *inTx) undo(ctx context.Context, released bool) error {
+	_, err := v.tx.ExecContext(ctx, "rollback to keyhold")
+	if err == nil {
+		_, err = v.tx.ExecContext(ctx, "release keyhold")
+	}
+	gone := err != nil && strings.Contains(err.Error(), "no such savepoint")
+	switch {
+	case gone && released:
+		return fmt.Errorf("%w: roll back the whole transaction", store.ErrUnknownOutcome)
+	case err == nil, gone, errors.Is(err, sql.ErrTxDone):
+		return nil // some errors make SQLite roll back the whole transaction, which ends the savepoint with it
+	}
+	return fmt.Errorf("%w: undo the call: roll back the whole transaction: %w", store.ErrUnavailable, err)
+}
+
+// writer runs the statements of one write, each prepared once.
+type writer struct {
+	tables *tables
+	conn   connection
+	stmts  map[query]*sql.Stmt
+}
+
+func run(ctx context.Context, t *tables, c connection, f func(*writer) error) (err error) {
+	w := &writer{tables: t, conn: c, stmts: map[query]*sql.Stmt{}}
+	defer func() {
+		for _, stmt := range w.stmts {
+			// A statement that cannot be closed says what was wrong when it ran.
+			_ = stmt.Close()
+		}
+	}()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return f(w)
+}
+
+func (w *writer) prepare(ctx context.Context, q query) (*sql.Stmt, error) {
+	stmt := w.stmts[q]
+	if stmt != nil {
+		return stmt, nil
+	}
+	stmt, err := w.conn.PrepareContext(ctx, w.tables.text[q])
+	if err != nil {
+		return nil, err
+	}
+	w.stmts[q] = stmt
+	return stmt, nil
+}
+
+// exec says how many rows the statement changed.
+func (w *writer) exec(ctx context.Context, q query, args ...any) (int64, error) {
+	stmt, err := w.prepare(ctx, q)
+	if err != nil {
+		return 0, err
+	}
+	result, err := stmt.ExecContext(ctx, args...)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+// is asks a question whose answer is one number, and says whether that is not zero.
+func (w *writer) is(ctx context.Context, q query, args ...any) (bool, error) {
+	stmt, err := w.prepare(ctx, q)
+	if err != nil {
+		return false, err
+	}
+	yes := false
+	err = stmt.QueryRowContext(ctx, args...).Scan(&yes)
+	return yes, err
+}

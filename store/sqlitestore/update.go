@@ -1,0 +1,188 @@
+package sqlitestore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"keyhold.example/keyhold/key"
+	"keyhold.example/keyhold/store"
+)
+
+var (
+	updateRootKey = define(`
+update {prefix}_root_key
+set seq = ?3, head_version = ?4, rotate_every = ?5, max_messages = ?6, ik_kid = ?7, mac = ?8, rotate_at = ?9
+where private_id = ?1 and seq = ?2`)
+
+	updateDataKey = define(`
+update {prefix}_data_key
+set seq = ?3, head_version = ?4, rotate_every = ?5, max_messages = ?6, ik_kid = ?7, mac = ?8, rotate_at = ?9
+where private_id = ?1 and seq = ?2`)
+
+	changeRootKeyVersion = define(`
+update {prefix}_root_key_version set state = ?4 where root_key_id = ?1 and version = ?2 and state = ?3`)
+
+	changeDataKeyVersion = define(`
+update {prefix}_data_key_version set state = ?4 where data_key_id = ?1 and version = ?2 and state = ?3`)
+
+	destroyRootKeyVersion = define(`delete from {prefix}_root_key_version where root_key_id = ? and version = ?`)
+	destroyDataKeyVersion = define(`delete from {prefix}_data_key_version where data_key_id = ? and version = ?`)
+
+	// The foreign key says this only at the end of the transaction, which may be the application's. Of a version in another
+	// state there is another reason, which the trigger says.
+	isParent = define(`
+select exists (
+    select 1
+    from {prefix}_root_key_version p
+    join {prefix}_data_key_version v on v.root_key_version_id = p.private_id
+    where p.root_key_id = ? and p.version = ? and p.state in (1, 4))`)
+)
+
+// Update implements [store.Queries].
+func (q queries) Update(ctx context.Context, u store.Update) error {
+	err := q.view.write(ctx, func(w *writer) error {
+		if err := w.checkInstallation(ctx, u.Inst); err != nil {
+			return err
+		}
+		return w.update(ctx, &u)
+	})
+	if errors.Is(err, errNotInstallation) {
+		err = store.ErrConflict
+	}
+	return q.tables.explain(ctx, "update key "+string(u.KeyID), err)
+}
+
+// update goes in an order that the constraints allow: the key's row first, because a version's state depends on which one is the
+// head; the old head's retirement before the new one's activation, because only one may be active.
+func (w *writer) update(ctx context.Context, u *store.Update) error {
+	if u.Kind != key.KEK && u.Kind != key.DEK {
+		return fmt.Errorf("a key cannot be of kind %q", u.Kind)
+	}
+	args, err := manifestArgs(u.Manifest, u.RotateAt)
+	if err != nil {
+		return err
+	}
+	from, err := integers(u.From)
+	if err != nil {
+		return store.ErrConflict // nothing stored has such a number
+	}
+	n, err := w.exec(ctx, of(u.Kind).update, append([]any{string(u.KeyID), from[0]}, args...)...)
+	if err != nil {
+		return err
+	}
+	if n == 0 {
+		return store.ErrConflict
+	}
+	if err := checkNamedOnce(u); err != nil {
+		return err
+	}
+	if u.Add != nil {
+		if u.Add.State != key.Pending {
+			return fmt.Errorf("version %d is added as %v, not pending", u.Add.Number, u.Add.State)
+		}
+		if err := w.insertVersion(ctx, u.Kind, u.KeyID, u.Add); err != nil {
+			return err
+		}
+	}
+	if err := w.changeStates(ctx, u); err != nil {
+		return err
+	}
+	for _, v := range u.Destroy {
+		if err := w.destroy(ctx, u, v); err != nil {
+			return fmt.Errorf("destroy version %d: %w", v, err)
+		}
+	}
+	return w.checkHead(ctx, u.Kind, u.KeyID)
+}
+
+func checkNamedOnce(u *store.Update) error {
+	named := slices.Clone(u.Destroy)
+	for _, c := range u.States {
+		named = append(named, c.Number)
+	}
+	if u.Add != nil {
+		named = append(named, u.Add.Number)
+	}
+	slices.Sort(named)
+	if len(slices.Compact(slices.Clone(named))) != len(named) {
+		return errors.New("a version is named twice")
+	}
+	return nil
+}
+
+func (w *writer) changeStates(ctx context.Context, u *store.Update) error {
+	for _, activate := range []bool{false, true} {
+		for _, c := range u.States {
+			if (c.To == key.Active) != activate {
+				continue
+			}
+			var n int64
+			err := errors.New("it is not allowed")
+			if c.From.CanBecome(c.To) && c.To != key.Destroyed {
+				n, err = w.exec(ctx, of(u.Kind).changeState, string(u.KeyID), int64(c.Number), int64(c.From), int64(c.To))
+			}
+			if err == nil && n == 0 {
+				err = errors.New("there is no such version in that state")
+			}
+			if err != nil {
+				return fmt.Errorf("version %d from %v to %v: %w", c.Number, c.From, c.To, err)
+			}
+		}
+	}
+	return nil
+}
+
+func (w *writer) destroy(ctx context.Context, u *store.Update, v key.Version) error {
+	if u.Kind == key.KEK {
+		parent, err := w.is(ctx, isParent, string(u.KeyID), int64(v))
+		if err != nil {
+			return err
+		}
+		if parent {
+			return fmt.Errorf("data keys are wrapped under it: %w", store.ErrForeignKey)
+		}
+	}
+	n, err := w.exec(ctx, of(u.Kind).destroy, string(u.KeyID), int64(v))
+	if err == nil && n == 0 {
+		err = errors.New("there is no such version")
+	}
+	return err
+}
+
+var (
+	rewrapRootKeyVersion = define(`update {prefix}_root_key_version set key = ?3, ik_kid = ?4 where private_id = ?1 and key = ?2`)
+	rewrapDataKeyVersion = define(`
+update {prefix}_data_key_version set key = ?3, root_key_version_id = ?4 where private_id = ?1 and key = ?2`)
+)
+
+// Rewrap implements [store.Queries].
+func (q queries) Rewrap(ctx context.Context, inst [16]byte, rows []store.Rewrap) (int, error) {
+	n := 0
+	err := q.view.write(ctx, func(w *writer) error {
+		if err := w.checkInstallation(ctx, inst); err != nil {
+			return err
+		}
+		for _, r := range rows {
+			kind, _ := r.ID.Kind()
+			wrapped, err := wrappedUnder(kind, r.Parent, r.IKKID)
+			var changed int64
+			if err == nil {
+				changed, err = w.exec(ctx, of(kind).rewrap, string(r.ID), r.Old, r.Blob, wrapped)
+			}
+			if err != nil {
+				return fmt.Errorf("version %s: %w", r.ID, err)
+			}
+			n += int(changed)
+		}
+		return nil
+	})
+	if errors.Is(err, errNotInstallation) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, q.tables.explain(ctx, "rewrap", err)
+	}
+	return n, nil
+}

@@ -1,0 +1,264 @@
+package sqlitestore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+
+	"keyhold.example/keyhold/key"
+	"keyhold.example/keyhold/store"
+)
+
+var (
+	hasInstallation = define(`select exists (select 1 from {prefix}_installation)`)
+
+	insertInstallation = define(`
+insert into {prefix}_installation (only_row, inst, ik_kid, seq, active_slot, mac) values (1, ?, ?, ?, ?, ?)`)
+
+	insertSlot = define(`
+insert into {prefix}_root_slot (private_id, wrapper_type, wrapper_key_id, ik_kid, state, blob) values (?, ?, ?, ?, ?, ?)`)
+)
+
+// Initialize implements [store.Store].
+func (s *Store) Initialize(ctx context.Context, in store.Installation) error {
+	err := s.write(ctx, func(w *writer) error {
+		if there, err := w.is(ctx, hasInstallation); err != nil {
+			return err
+		} else if there {
+			return store.ErrConflict
+		}
+		if !slices.ContainsFunc(in.Slots, func(s store.Slot) bool { return s.ID == in.ActiveSlot && s.State == key.Active }) {
+			return fmt.Errorf("the active slot %q is not there", in.ActiveSlot)
+		}
+		seq, err := integers(in.Seq)
+		if err != nil {
+			return err
+		}
+		if _, err := w.exec(ctx, insertInstallation, in.Inst, in.IKKID, seq[0], string(in.ActiveSlot), in.MAC); err != nil {
+			return err
+		}
+		for _, slot := range in.Slots {
+			if _, err := w.exec(ctx, insertSlot, string(slot.ID), slot.WrapperType, slot.WrapperKeyID, slot.IKKID,
+				int64(slot.State), slot.Blob); err != nil {
+				return fmt.Errorf("slot %s: %w", slot.ID, err)
+			}
+		}
+		return nil
+	})
+	return s.tables.explain(ctx, "initialize", err)
+}
+
+// errNotInstallation ends a write that is for another installation.
+var errNotInstallation = errors.New("another installation")
+
+var isInstallation = define(`select exists (select 1 from {prefix}_installation where inst = ?)`)
+
+func (w *writer) checkInstallation(ctx context.Context, inst [16]byte) error {
+	is, err := w.is(ctx, isInstallation, inst[:])
+	if err == nil && !is {
+		return errNotInstallation
+	}
+	return err
+}
+
+var (
+	insertRootKey = define(`
+insert into {prefix}_root_key (private_id, scope_id, seq, head_version, rotate_every, max_messages, ik_kid, mac, rotate_at)
+values (?, ?, ?, ?, ?, ?, ?, ?, ?)
+on conflict (scope_id) do nothing`)
+
+	insertDataKey = define(`
+insert into {prefix}_data_key
+    (private_id, root_key_id, purpose, seq, head_version, rotate_every, max_messages, ik_kid, mac, rotate_at)
+select ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10
+where exists (select 1 from {prefix}_root_key where private_id = ?2)
+on conflict (root_key_id, purpose) do nothing`)
+
+	insertRootKeyVersion = define(`
+insert into {prefix}_root_key_version (private_id, root_key_id, version, state, alg, commitment, key, created, ik_kid)
+values (?, ?, ?, ?, ?, ?, ?, ?, ?)`)
+
+	insertDataKeyVersion = define(`
+insert into {prefix}_data_key_version (private_id, data_key_id, version, state, alg, commitment, key, created, root_key_version_id)
+values (?, ?, ?, ?, ?, ?, ?, ?, ?)`)
+
+	insertTombstone = define(`
+insert into {prefix}_tombstone (key_id, version, private_id, kind, alg, commitment) values (?, ?, ?, ?, ?, ?)`)
+
+	// The tables demand this only at the end of the transaction, which may be the application's.
+	rootHeadIsActive = define(`
+select exists (
+    select 1
+    from {prefix}_root_key k
+    join {prefix}_root_key_version v on v.root_key_id = k.private_id and v.version = k.head_version
+    where k.private_id = ? and v.state = 2)`)
+
+	dataHeadIsActive = define(`
+select exists (
+    select 1
+    from {prefix}_data_key k
+    join {prefix}_data_key_version v on v.data_key_id = k.private_id and v.version = k.head_version
+    where k.private_id = ? and v.state = 2)`)
+)
+
+// statements are those that exist for both kinds of keys.
+type statements struct {
+	insertVersion, headIsActive          query
+	update, changeState, destroy, rewrap query
+}
+
+func of(kind key.Kind) statements {
+	if kind == key.KEK {
+		return statements{
+			insertVersion: insertRootKeyVersion, headIsActive: rootHeadIsActive,
+			update: updateRootKey, changeState: changeRootKeyVersion, destroy: destroyRootKeyVersion, rewrap: rewrapRootKeyVersion,
+		}
+	}
+	return statements{
+		insertVersion: insertDataKeyVersion, headIsActive: dataHeadIsActive,
+		update: updateDataKey, changeState: changeDataKeyVersion, destroy: destroyDataKeyVersion, rewrap: rewrapDataKeyVersion,
+	}
+}
+
+// Create implements [store.Queries].
+func (q queries) Create(ctx context.Context, inst [16]byte, keys []store.Key) (int, error) {
+	n := 0
+	err := q.view.write(ctx, func(w *writer) error {
+		if err := w.checkInstallation(ctx, inst); err != nil {
+			return err
+		}
+		for i := range keys {
+			inserted, err := w.create(ctx, &keys[i])
+			if err != nil {
+				return fmt.Errorf("key %s: %w", keys[i].ID, err)
+			}
+			if inserted {
+				n++
+			}
+		}
+		return nil
+	})
+	if errors.Is(err, errNotInstallation) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, q.tables.explain(ctx, "create keys", err)
+	}
+	return n, nil
+}
+
+func (w *writer) create(ctx context.Context, k *store.Key) (bool, error) {
+	inserted, err := w.insertKey(ctx, k)
+	if err != nil || !inserted {
+		return false, err
+	}
+	versions, tombstones := k.Versions, k.Tombstones
+	for len(versions)+len(tombstones) > 0 {
+		if len(tombstones) == 0 || len(versions) > 0 && versions[0].Number < tombstones[0].Number {
+			if err := w.insertVersion(ctx, k.Kind, k.ID, &versions[0]); err != nil {
+				return false, err
+			}
+			versions = versions[1:]
+			continue
+		}
+		t := tombstones[0]
+		if _, err := w.exec(ctx, insertTombstone, string(k.ID), int64(t.Number), string(t.ID), string(k.Kind), int64(t.Alg),
+			t.Commit); err != nil {
+			return false, fmt.Errorf("tombstone %d: %w", t.Number, err)
+		}
+		tombstones = tombstones[1:]
+	}
+	return true, w.checkHead(ctx, k.Kind, k.ID)
+}
+
+func (w *writer) insertKey(ctx context.Context, k *store.Key) (bool, error) {
+	manifest, err := manifestArgs(k.Manifest, k.RotateAt)
+	if err != nil {
+		return false, err
+	}
+	var n int64
+	switch k.Kind {
+	case key.KEK:
+		if err := k.Scope.Validate(); err != nil {
+			return false, err
+		}
+		scope, err := w.tables.scopeArg(k.Scope)
+		if err != nil {
+			return false, err
+		}
+		if k.RootKeyID != "" || k.Purpose != "" {
+			return false, errors.New("a root key has no root key and no purpose")
+		}
+		n, err = w.exec(ctx, insertRootKey, append([]any{string(k.ID), scope}, manifest...)...)
+		return n == 1, err
+	case key.DEK:
+		if err := k.Purpose.Validate(); err != nil {
+			return false, err
+		}
+		if k.Scope != "" {
+			return false, errors.New("a data key has no scope of its own")
+		}
+		n, err = w.exec(ctx, insertDataKey, append([]any{string(k.ID), string(k.RootKeyID), string(k.Purpose)}, manifest...)...)
+		return n == 1, err
+	}
+	return false, fmt.Errorf("a key cannot be of kind %q", k.Kind)
+}
+
+func (w *writer) insertVersion(ctx context.Context, kind key.Kind, id key.ID, v *store.Version) error {
+	args := []any{string(v.ID), string(id), int64(v.Number), int64(v.State), int64(v.Alg), v.Commit, v.Blob, v.Created}
+	wrapped, err := wrappedUnder(kind, v.Parent, v.IKKID)
+	if err == nil {
+		_, err = w.exec(ctx, of(kind).insertVersion, append(args, wrapped)...)
+	}
+	if err != nil {
+		return fmt.Errorf("version %d: %w", v.Number, err)
+	}
+	return nil
+}
+
+// wrappedUnder is the value of the column that says which key a version is wrapped under.
+func wrappedUnder(kind key.Kind, parent key.ID, ikKID []byte) (any, error) {
+	switch {
+	case kind == key.KEK && parent != "":
+		return nil, errors.New("a root key's version has no parent")
+	case kind == key.KEK:
+		return ikKID, nil
+	case len(ikKID) != 0:
+		return nil, errors.New("a data key's version has no ik_kid")
+	}
+	return string(parent), nil
+}
+
+func (w *writer) checkHead(ctx context.Context, kind key.Kind, id key.ID) error {
+	active, err := w.is(ctx, of(kind).headIsActive, string(id))
+	if err == nil && !active {
+		err = errors.New("the head is not there, or not active")
+	}
+	return err
+}
+
+func manifestArgs(m store.Manifest, rotateAt int64) ([]any, error) {
+	n, err := integers(m.Seq, m.RotateEvery, m.MaxMessages)
+	if err != nil {
+		return nil, err
+	}
+	var at any
+	if rotateAt != 0 {
+		at = rotateAt
+	}
+	return []any{n[0], int64(m.Head), n[1], n[2], m.IKKID, m.MAC, at}, nil
+}
+
+// integers refuses what an integer column cannot hold.
+func integers(numbers ...uint64) ([]int64, error) {
+	var out []int64
+	for _, n := range numbers {
+		if n > math.MaxInt64 {
+			return nil, fmt.Errorf("the number %d is too great", n)
+		}
+		out = append(out, int64(n))
+	}
+	return out, nil
+}
