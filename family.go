@@ -1,0 +1,234 @@
+package keyhold
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+
+	"keyhold.example/keyhold/envelope"
+	"keyhold.example/keyhold/internal/seal"
+	"keyhold.example/keyhold/key"
+	"keyhold.example/keyhold/store"
+)
+
+// A family whose manifests were checked is what everything else works with: docs/format.md, section 7. From here on its states, numbers, ids
+// and policies are those that keyhold wrote. The wrapped keys in it are checked when they are unwrapped.
+
+// reader reads keys from the store or through the caller's transaction.
+type reader struct {
+	m  *Manager
+	q  store.Queries
+	tx bool // inside the caller's transaction
+}
+
+func (m *Manager) committed() reader         { return reader{m: m, q: m.store} }
+func (m *Manager) inside(tx store.Tx) reader { return reader{m: m, q: tx.Queries, tx: true} }
+func (r reader) inst() [16]byte              { return r.m.ik.Inst() }
+
+// key reads the root key of ref's scope and ref's data key, if ref names one: then Data has just that. [ErrNotFound] if either is not there.
+func (r reader) key(ctx context.Context, ref key.Ref) (store.Family, error) {
+	if err := ref.Validate(); err != nil {
+		return store.Family{}, err
+	}
+	fam, err := r.verified(ctx, func() (store.Family, error) { return r.q.Key(ctx, ref) })
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return fam, fmt.Errorf("scope %q: %w", ref.Scope, err)
+	case err != nil:
+		return fam, err
+	case fam.Root.Scope != ref.Scope:
+		return fam, tampered(&fam.Root, "it was read for another scope")
+	case !ref.IsRoot() && len(fam.Data) == 0:
+		return fam, fmt.Errorf("purpose %q of scope %q: %w", ref.Purpose, ref.Scope, store.ErrNotFound)
+	case !ref.IsRoot() && fam.Data[0].Purpose != ref.Purpose:
+		return fam, tampered(&fam.Data[0], "it was read for another purpose")
+	}
+	return fam, nil
+}
+
+// scope reads all keys of a scope.
+func (r reader) scope(ctx context.Context, scope key.Scope) (store.Family, error) {
+	if err := scope.Validate(); err != nil {
+		return store.Family{}, err
+	}
+	fam, err := r.verified(ctx, func() (store.Family, error) { return r.q.Scope(ctx, scope) })
+	switch {
+	case err != nil:
+		return fam, fmt.Errorf("scope %q: %w", scope, err)
+	case fam.Root.Scope != scope:
+		return fam, tampered(&fam.Root, "it was read for another scope")
+	}
+	return fam, nil
+}
+
+// keyOfVersion reads the data key that has the version with the given id.
+func (r reader) keyOfVersion(ctx context.Context, id key.ID) (store.Family, error) {
+	fam, err := r.verified(ctx, func() (store.Family, error) { return r.q.KeyOfVersion(ctx, id) })
+	if err != nil {
+		return fam, fmt.Errorf("key version %s: %w", id, err)
+	}
+	return fam, nil
+}
+
+// verified reads a family and checks it. What does not fit is read once more before it is an error, since the reader may have met a slow
+// writer's transaction on a database that shows parts of it; and so is what is older than what another goroutine has seen meanwhile.
+func (r reader) verified(ctx context.Context, read func() (store.Family, error)) (store.Family, error) {
+	fam, err := read()
+	if err != nil {
+		return fam, err
+	}
+	if r.verify(&fam) == nil && !r.rolledBack(&fam) {
+		return fam, nil
+	}
+	if fam, err = read(); err != nil {
+		return fam, err
+	}
+	return fam, r.verify(&fam)
+}
+
+func (r reader) verify(fam *store.Family) error {
+	if err := r.m.verifyKey(&fam.Root); err != nil {
+		return err
+	}
+	for i := range fam.Data {
+		data := &fam.Data[i]
+		if data.RootKeyID != fam.Root.ID {
+			return tampered(data, "it belongs to another root key")
+		}
+		if err := r.m.verifyKey(data); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// rolledBack says whether a key of the family is older than this process has seen it, and remembers what is newer. Inside a transaction of the
+// application's nothing is compared or remembered: it may rightly see an older snapshot, and what it writes may never be committed.
+func (r reader) rolledBack(fam *store.Family) bool {
+	if r.tx {
+		return false
+	}
+	older := r.m.cache.olderThanSeen(&fam.Root)
+	for i := range fam.Data {
+		older = r.m.cache.olderThanSeen(&fam.Data[i]) || older
+	}
+	return older
+}
+
+// verifyKey checks everything about a key but its wrapped keys.
+func (m *Manager) verifyKey(k *store.Key) error {
+	manifest, err := m.manifestOf(k)
+	if err != nil {
+		return err
+	}
+	if !m.ik.Verify(manifest.Append(nil), k.MAC) {
+		reason := "its manifest does not fit"
+		if k.Kind == key.KEK {
+			reason += "; if the application renamed the scope, that has to be confirmed"
+		}
+		return tampered(k, reason)
+	}
+	// What the manifest vouches for was consistent when it was written; these catch a writer's mistake before it does harm.
+	newest := newestCreated(k)
+	switch head, ok := headOf(k); {
+	case !ok || head.State != key.Active:
+		return tampered(k, "its head is not an active version")
+	case k.RotateEvery == 0 && k.RotateAt != 0:
+		return tampered(k, "it is due at a time although it is never to be rotated")
+	case k.RotateEvery > 0 && (k.RotateAt <= 0 || k.RotateEvery > math.MaxInt64 || k.RotateAt-newest > int64(k.RotateEvery)):
+		return tampered(k, "its next rotation was put off")
+	}
+	return nil
+}
+
+// manifestOf puts together what the rows say, as it is authenticated. It fails if they cannot be what keyhold wrote.
+func (m *Manager) manifestOf(k *store.Key) (envelope.Manifest, error) {
+	kid := m.ik.KID()
+	if string(k.IKKID) != string(kid[:]) {
+		return envelope.Manifest{}, tampered(k, "its manifest is under another installation key")
+	}
+	manifest := envelope.Manifest{
+		Inst: m.ik.Inst(), Kind: k.Kind, KeyID: k.ID, Purpose: k.Purpose, Seq: k.Seq, Head: k.Head,
+		Policy: envelope.Policy{RotateEvery: k.RotateEvery, MaxMessages: k.MaxMessages},
+	}
+	switch k.Kind {
+	case key.KEK:
+		manifest.Owner = string(k.Scope)
+	case key.DEK:
+		manifest.Owner = string(k.RootKeyID)
+	default:
+		return envelope.Manifest{}, tampered(k, "it is of an unknown kind")
+	}
+
+	live, dead := k.Versions, k.Tombstones
+	for n := key.Version(1); len(live) > 0 || len(dead) > 0; n++ {
+		var v envelope.ManifestVersion
+		var commit []byte
+		switch {
+		case len(live) > 0 && live[0].Number == n:
+			v = envelope.ManifestVersion{Version: n, State: live[0].State, Alg: live[0].Alg, ID: live[0].ID}
+			commit, live = live[0].Commit, live[1:]
+		case len(dead) > 0 && dead[0].Number == n:
+			v = envelope.ManifestVersion{Version: n, State: key.Destroyed, Alg: dead[0].Alg, ID: dead[0].ID}
+			commit, dead = dead[0].Commit, dead[1:]
+		default:
+			return envelope.Manifest{}, tampered(k, fmt.Sprintf("version %d is missing", n))
+		}
+		if len(commit) != len(v.Commit) {
+			return envelope.Manifest{}, tampered(k, fmt.Sprintf("the commitment of version %d has %d bytes", n, len(commit)))
+		}
+		v.Commit = [32]byte(commit)
+		if v.State != key.Destroyed && v.Alg != key.Imported && v.ID != key.VersionID(k.Kind, key.KID(commit[:16])) {
+			return envelope.Manifest{}, tampered(k, fmt.Sprintf("the id of version %d is not that of its key", n))
+		}
+		manifest.Versions = append(manifest.Versions, v)
+	}
+	return manifest, nil
+}
+
+func tampered(k *store.Key, reason string) error {
+	return &IntegrityError{Subject: describe(k), ID: k.ID, Reason: reason}
+}
+
+// describe names a key for people.
+func describe(k *store.Key) string {
+	if k.Kind == key.KEK {
+		return fmt.Sprintf("root key of scope %q", k.Scope)
+	}
+	return fmt.Sprintf("data key %q of %s", k.Purpose, k.RootKeyID)
+}
+
+// headOf returns the version that the key's row names as its head.
+func headOf(k *store.Key) (*store.Version, bool) { return versionOf(k, k.Head) }
+
+func versionOf(k *store.Key, n key.Version) (*store.Version, bool) {
+	for i := range k.Versions {
+		if k.Versions[i].Number == n {
+			return &k.Versions[i], true
+		}
+	}
+	return nil, false
+}
+
+func versionByID(k *store.Key, id key.ID) (*store.Version, bool) {
+	for i := range k.Versions {
+		if k.Versions[i].ID == id {
+			return &k.Versions[i], true
+		}
+	}
+	return nil, false
+}
+
+// newestCreated is when the newest version that is left was made.
+func newestCreated(k *store.Key) int64 {
+	if len(k.Versions) == 0 {
+		return 0
+	}
+	return k.Versions[len(k.Versions)-1].Created
+}
+
+// identity is what a version's commitment binds.
+func (m *Manager) identity(fam *store.Family, k *store.Key, alg key.Alg) seal.Identity {
+	return seal.Identity{Kind: k.Kind, Inst: m.ik.Inst(), RootKeyID: fam.Root.ID, Purpose: k.Purpose, Alg: alg}
+}

@@ -1,0 +1,123 @@
+package keyhold
+
+import (
+	"context"
+	"encoding/hex"
+	"time"
+
+	"keyhold.example/keyhold/key"
+	"keyhold.example/keyhold/store"
+)
+
+// KeyInfo describes a key. It holds nothing secret.
+type KeyInfo struct {
+	ID          key.ID
+	Ref         key.Ref // with an empty purpose for a root key
+	Head        key.Version
+	RotateEvery time.Duration // 0: never
+	RotateAt    time.Time     // when the next version is due; zero if never
+	Due         bool          // whether that time has come, by the database's clock
+	Versions    []VersionInfo // from 1 on
+}
+
+// VersionInfo describes one version of a key.
+type VersionInfo struct {
+	ID      key.ID
+	Number  key.Version
+	State   key.State
+	Alg     key.Alg
+	Parent  key.ID    // the root key version that wraps it; empty for a root key's own
+	Created time.Time // zero for a destroyed version
+	Behind  bool      // whether its parent is not the head of the root key, so that a rewrap is in order
+}
+
+// RootInfo describes one root slot: an external root that opens the installation, or did until it was removed.
+type RootInfo struct {
+	ID      key.ID
+	Type    string // of the wrapper
+	KeyID   string // what the root called its key when it sealed
+	State   key.State
+	Active  bool
+	Created time.Time
+}
+
+// InstallationInfo describes the installation.
+type InstallationInfo struct {
+	ID      string // 32 hexadecimal digits
+	Pin     string
+	Created time.Time
+	Roots   []RootInfo
+}
+
+// Keys lists a scope's root key and then its data keys by purpose, after checking their manifests. It takes one round trip. Errors:
+// [ErrNotFound], [*IntegrityError], [ErrUnavailable].
+func (m *Manager) Keys(ctx context.Context, scope key.Scope) ([]KeyInfo, error) {
+	ctx, cancel, err := m.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer cancel()
+	fam, err := m.committed().scope(ctx, scope)
+	if err != nil {
+		return nil, err
+	}
+	infos := []KeyInfo{keyInfo(&fam, &fam.Root)}
+	for i := range fam.Data {
+		infos = append(infos, keyInfo(&fam, &fam.Data[i]))
+	}
+	return infos, nil
+}
+
+func keyInfo(fam *store.Family, k *store.Key) KeyInfo {
+	info := KeyInfo{
+		ID:          k.ID,
+		Ref:         key.Ref{Scope: fam.Root.Scope, Purpose: k.Purpose},
+		Head:        k.Head,
+		RotateEvery: time.Duration(k.RotateEvery) * time.Second,
+	}
+	if k.RotateAt != 0 {
+		info.RotateAt, info.Due = time.Unix(k.RotateAt, 0).UTC(), k.RotateAt <= fam.Now
+	}
+	rootHead, _ := headOf(&fam.Root)
+	live, dead := k.Versions, k.Tombstones
+	for len(live)+len(dead) > 0 {
+		if len(dead) > 0 && (len(live) == 0 || dead[0].Number < live[0].Number) {
+			info.Versions = append(info.Versions, VersionInfo{
+				ID: dead[0].ID, Number: dead[0].Number, State: key.Destroyed, Alg: dead[0].Alg,
+			})
+			dead = dead[1:]
+			continue
+		}
+		v := &live[0]
+		info.Versions = append(info.Versions, VersionInfo{
+			ID: v.ID, Number: v.Number, State: v.State, Alg: v.Alg, Parent: v.Parent,
+			Created: time.Unix(v.Created, 0).UTC(), Behind: k.Kind == key.DEK && v.Parent != rootHead.ID,
+		})
+		live = live[1:]
+	}
+	return info
+}
+
+// Installation describes the installation and its root slots. It takes one round trip.
+func (m *Manager) Installation(ctx context.Context) (InstallationInfo, error) {
+	ctx, cancel, err := m.begin(ctx)
+	if err != nil {
+		return InstallationInfo{}, err
+	}
+	defer cancel()
+	in, err := m.store.Installation(ctx)
+	if err != nil {
+		return InstallationInfo{}, err
+	}
+	if err := m.verifySlots(in); err != nil {
+		return InstallationInfo{}, err
+	}
+	info := InstallationInfo{ID: hex.EncodeToString(in.Inst), Pin: m.Pin(), Created: time.Unix(in.Created, 0).UTC()}
+	for _, slot := range in.Slots {
+		info.Roots = append(info.Roots, RootInfo{
+			ID: slot.ID, Type: slot.WrapperType, KeyID: slot.WrapperKeyID, State: slot.State,
+			Active: slot.ID == in.ActiveSlot, Created: time.Unix(slot.Created, 0).UTC(),
+		})
+	}
+	return info, nil
+}

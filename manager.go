@@ -1,0 +1,111 @@
+package keyhold
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"sync/atomic"
+
+	"keyhold.example/keyhold/internal/seal"
+	"keyhold.example/keyhold/key"
+	"keyhold.example/keyhold/store"
+)
+
+// Names of the things that keyhold manages; package key describes them.
+type (
+	Scope   = key.Scope
+	Purpose = key.Purpose
+	Ref     = key.Ref
+	Version = key.Version
+)
+
+// Manager seals, opens, creates and rotates the keys of one installation. It is safe for concurrent use.
+type Manager struct {
+	settings
+	store  store.Store
+	ik     *seal.IK
+	cache  *cache
+	closed atomic.Bool
+}
+
+// New opens the installation in s with the external root of cfg, which it calls once. The store stays the caller's: it is not closed with
+// the Manager. No goroutine is started.
+//
+// Where there is no installation, New returns [ErrNotInitialized], or makes one if cfg.Initialize is set; however many processes do so at once,
+// all get the same. Other errors: a [*SchemaError] for tables of another version; [ErrRoot] if the root opens no slot; [ErrPin]; an
+// [*IntegrityError] if the slots were changed behind keyhold's back; [ErrUnavailable].
+//
+// It takes two round trips to the database where there is an installation.
+func New(ctx context.Context, s store.Store, cfg Config) (*Manager, error) {
+	set, err := cfg.check()
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := set.bound(ctx)
+	defer cancel()
+
+	m := &Manager{settings: set, store: s, cache: newCache()}
+	in, err := m.installation(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if m.ik, err = m.openInstallation(ctx, in); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// installation reads the installation, and makes it first if that is wanted and there is none.
+func (m *Manager) installation(ctx context.Context) (store.Installation, error) {
+	err := m.store.CheckSchema(ctx)
+	var schema *store.SchemaError
+	switch {
+	case err == nil:
+		in, err := m.store.Installation(ctx)
+		if !errors.Is(err, store.ErrNotFound) {
+			return in, err
+		}
+	case errors.As(err, &schema) && schema.Have == 0 && schema.Foreign == "":
+		if m.initialize && len(m.pins) == 0 {
+			if err := m.store.Migrate(ctx); err != nil {
+				return store.Installation{}, err
+			}
+		}
+	default:
+		return store.Installation{}, err
+	}
+
+	switch {
+	case len(m.pins) > 0:
+		return store.Installation{}, fmt.Errorf("%w: the database is empty; check its address, or remove the pin to make a new installation", ErrPin)
+	case !m.initialize:
+		return store.Installation{}, ErrNotInitialized
+	}
+	return m.makeInstallation(ctx)
+}
+
+// Pin is the pin of the installation, 64 hexadecimal digits. It is not secret. See [Config.Pins].
+func (m *Manager) Pin() string {
+	pin := m.ik.Pin()
+	return hex.EncodeToString(pin[:])
+}
+
+// Close clears the keys that m holds. Calls that begin afterwards return [ErrClosed]; those under way should have ended before. The store and
+// the external root stay as they are. Closing twice is allowed.
+func (m *Manager) Close() error {
+	if m.closed.CompareAndSwap(false, true) {
+		m.cache.clear()
+		m.ik.Close()
+	}
+	return nil
+}
+
+// begin starts a call: it checks that m is open and limits the call's time.
+func (m *Manager) begin(ctx context.Context) (context.Context, context.CancelFunc, error) {
+	if m.closed.Load() {
+		return nil, nil, ErrClosed
+	}
+	ctx, cancel := m.bound(ctx)
+	return ctx, cancel, nil
+}

@@ -1,0 +1,127 @@
+package keyhold
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"keyhold.example/keyhold/internal/seal"
+	"keyhold.example/keyhold/key"
+	"keyhold.example/keyhold/store"
+)
+
+// rewrapBatch is how many wrapped keys one transaction replaces: few enough to hold up nobody for long.
+const rewrapBatch = 100
+
+// Rewrap wraps every version of a scope's data keys under the head of its root key, where it is not yet, and says how many it wrapped.
+// The keys stay the same, and so does what they sealed. Each version is replaced by itself, so it may be interrupted, repeated, and run by several
+// at once.
+//
+// A version that does not open is left as it is; the others are rewrapped, and then the error, which joins an [*IntegrityError] for each, says which.
+// It takes one round trip for each hundred versions, and two more; [Config.Timeout] limits each of them, and ctx all of it.
+func (m *Manager) Rewrap(ctx context.Context, scope key.Scope) (int, error) {
+	r := m.committed()
+	total := 0
+	for {
+		fam, err := r.scopeToRewrap(ctx, scope)
+		if err != nil {
+			return total, err
+		}
+		rows, broken := r.rewrapped(&fam)
+		if len(rows) == 0 {
+			return total, broken
+		}
+		done, err := r.replace(ctx, rows)
+		total += done
+		switch {
+		case errors.Is(err, store.ErrUnknownOutcome) && ctx.Err() == nil:
+			// What is in the database now decides what is left to do; what was replaced by that batch is not counted.
+		case err != nil:
+			return total, errors.Join(broken, fmt.Errorf("rewrap scope %q: %w", scope, err))
+		}
+	}
+}
+
+// scopeToRewrap reads a scope within the limit of one call; so does each batch, as there is no limit to how many there are.
+func (r reader) scopeToRewrap(ctx context.Context, scope key.Scope) (store.Family, error) {
+	ctx, cancel, err := r.m.begin(ctx)
+	if err != nil {
+		return store.Family{}, err
+	}
+	defer cancel()
+	fam, err := r.scope(ctx, scope)
+	if err == nil && r.rolledBack(&fam) {
+		err = fmt.Errorf("scope %q: %w", scope, ErrRolledBack)
+	}
+	return fam, err
+}
+
+// rewrapped wraps anew what is not under the head of the root key. The error joins what is wrong with versions that were left out.
+func (r reader) rewrapped(fam *store.Family) ([]store.Rewrap, error) {
+	head, _ := headOf(&fam.Root)
+	target, err := r.parent(fam, head.ID)
+	if err != nil {
+		return nil, err
+	}
+	var rows []store.Rewrap
+	var broken []error
+	for i := range fam.Data {
+		data := &fam.Data[i]
+		for j := range data.Versions {
+			v := &data.Versions[j]
+			if v.Parent == head.ID {
+				continue
+			}
+			blob, err := r.wrapAnew(fam, data, v, target)
+			if err != nil {
+				broken = append(broken, err)
+				continue
+			}
+			rows = append(rows, store.Rewrap{ID: v.ID, Old: v.Blob, Blob: blob, Parent: head.ID})
+		}
+	}
+	return rows, errors.Join(broken...)
+}
+
+// wrapAnew opens a version, wraps it under target, and opens that again: nothing replaces a wrapped key but what was seen to open.
+func (r reader) wrapAnew(fam *store.Family, data *store.Key, v *store.Version, target *seal.Parent) ([]byte, error) {
+	k, err := r.unwrap(fam, data, v)
+	if err != nil {
+		return nil, err
+	}
+	defer k.Close()
+	blob, err := target.Wrap(k, v.Number, v.Created)
+	if err != nil {
+		return nil, err
+	}
+	again, err := target.Unwrap(k.Identity(), v.Number, v.Created, k.Commit(), blob)
+	if err != nil {
+		return nil, fmt.Errorf("open version %s as it was just wrapped: %w", v.ID, err)
+	}
+	again.Close()
+	return blob, nil
+}
+
+// replace stores rewrapped keys in batches.
+func (r reader) replace(ctx context.Context, rows []store.Rewrap) (int, error) {
+	total := 0
+	for len(rows) > 0 {
+		batch := rows[:min(len(rows), rewrapBatch)]
+		n, err := r.replaceBatch(ctx, batch)
+		total += n
+		if err != nil {
+			return total, err
+		}
+		rows = rows[len(batch):]
+	}
+	return total, nil
+}
+
+func (r reader) replaceBatch(ctx context.Context, batch []store.Rewrap) (int, error) {
+	ctx, cancel, err := r.m.begin(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer cancel()
+	return r.q.Rewrap(ctx, r.inst(), batch)
+}

@@ -1,0 +1,186 @@
+package keyhold
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"keyhold.example/keyhold/internal/seal"
+	"keyhold.example/keyhold/key"
+	"keyhold.example/keyhold/store"
+)
+
+// Rotating a key is two transactions: one adds the next version, pending, one makes it the head. Between them it was read back, committed, so
+// that nothing seals with a version that is not durably there. The unique (key, number) and the sequence number of the manifest decide every
+// race; whoever finds another's pending version makes it the head, so that a process that died in between holds up nobody.
+
+// Rotate adds a version to ref's key, or to the root key of its scope if the purpose is empty, and makes it the head, which seals from now on. It returns
+// its number. Earlier versions go on opening. Rotating a root key does not touch its data keys; [Manager.Rewrap] does.
+//
+// Every call adds a version, however many race. After an error the version may have been added or not, and may be pending; the next
+// rotation ends what was begun. It takes four round trips where nobody interferes. Errors: [ErrNotFound], [ErrRolledBack], [*IntegrityError],
+// [ErrUnavailable].
+func (m *Manager) Rotate(ctx context.Context, ref key.Ref) (key.Version, error) {
+	return m.rotate(ctx, ref, 0)
+}
+
+// RotateIf rotates as [Manager.Rotate] does, but only if head is still the head of ref's key. It returns the number of the head there is afterwards.
+// Of any number of callers with the same head, one adds a version, and all return its number.
+func (m *Manager) RotateIf(ctx context.Context, ref key.Ref, head key.Version) (key.Version, error) {
+	if head == 0 || head > key.MaxVersion {
+		return 0, key.Invalid("version", fmt.Sprint(head), "it has to be the number of a head")
+	}
+	return m.rotate(ctx, ref, head)
+}
+
+func (m *Manager) rotate(ctx context.Context, ref key.Ref, onlyAfter key.Version) (key.Version, error) {
+	ctx, cancel, err := m.begin(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer cancel()
+
+	r := m.committed()
+	var next *seal.Key // the version that this call adds, once it is made
+	defer func() {
+		if next != nil {
+			next.Close()
+		}
+	}()
+	for {
+		fam, k, err := r.forChange(ctx, ref)
+		if err != nil {
+			return 0, err
+		}
+		if onlyAfter != 0 && k.Head != onlyAfter {
+			return k.Head, nil
+		}
+		newest := &k.Versions[len(k.Versions)-1]
+		switch mine := ownVersion(k, next); {
+		case mine != nil && mine.State != key.Pending:
+			return mine.Number, nil
+		case newest.State == key.Pending:
+			err = r.activate(ctx, k, newest)
+			if err == nil && (onlyAfter != 0 || mine != nil) {
+				return newest.Number, nil
+			}
+		default:
+			if next == nil {
+				if next, err = m.nextKey(fam, k); err != nil {
+					return 0, err
+				}
+			}
+			err = r.addPending(ctx, fam, k, next)
+		}
+		switch {
+		case err == nil, errors.Is(err, store.ErrConflict), errors.Is(err, store.ErrUnknownOutcome):
+			// What is in the database now decides what is left to do.
+		default:
+			return 0, fmt.Errorf("rotate %v: %w", ref, err)
+		}
+		if ctx.Err() != nil {
+			return 0, fmt.Errorf("rotate %v: %w", ref, context.Cause(ctx))
+		}
+	}
+}
+
+// forChange reads ref's key to change it, with its family. A key that was rolled back is not changed: that would hide what happened.
+func (r reader) forChange(ctx context.Context, ref key.Ref) (*store.Family, *store.Key, error) {
+	fam, err := r.key(ctx, ref)
+	if err != nil {
+		return nil, nil, err
+	}
+	if r.rolledBack(&fam) {
+		return nil, nil, fmt.Errorf("%v: %w", ref, ErrRolledBack)
+	}
+	if ref.IsRoot() {
+		return &fam, &fam.Root, nil
+	}
+	return &fam, &fam.Data[0], nil
+}
+
+// nextKey makes the key of the next version, for the same use as the head's.
+func (m *Manager) nextKey(fam *store.Family, k *store.Key) (*seal.Key, error) {
+	head, _ := headOf(k)
+	alg := head.Alg
+	if alg == key.Imported {
+		alg = key.Message
+	}
+	return seal.Generate(m.identity(fam, k, alg))
+}
+
+// ownVersion returns the version of k that next became, or nil.
+func ownVersion(k *store.Key, next *seal.Key) *store.Version {
+	if next == nil {
+		return nil
+	}
+	v, ok := versionByID(k, next.ID())
+	if !ok {
+		return nil
+	}
+	return v
+}
+
+// addPending adds next as the version after k's newest. From then on the key is due again as the policy says, counted from now.
+func (r reader) addPending(ctx context.Context, fam *store.Family, k *store.Key, next *seal.Key) error {
+	n := newestNumber(k) + 1
+	if n > key.MaxVersion {
+		return key.Invalid("version", fmt.Sprint(n), fmt.Sprintf("a key has at most %d versions", key.MaxVersion))
+	}
+	parent, parentID := r.m.ik.Parent(), key.ID("")
+	if k.Kind == key.DEK {
+		rootHead, _ := headOf(&fam.Root)
+		var err error
+		if parent, err = r.parent(fam, rootHead.ID); err != nil {
+			return err
+		}
+		parentID = rootHead.ID
+	}
+	v, err := newVersion(next, parent, parentID, n, fam.Now)
+	if err != nil {
+		return err
+	}
+	changed := *k
+	changed.Versions = append(append([]store.Version(nil), k.Versions...), v)
+	return r.update(ctx, k, &changed, store.Update{Add: &v})
+}
+
+// activate makes the pending version v the head of k.
+func (r reader) activate(ctx context.Context, k *store.Key, v *store.Version) error {
+	changed := *k
+	changed.Versions = append([]store.Version(nil), k.Versions...)
+	changed.Head = v.Number
+	for i := range changed.Versions {
+		switch changed.Versions[i].Number {
+		case k.Head:
+			changed.Versions[i].State = key.Retired
+		case v.Number:
+			changed.Versions[i].State = key.Active
+		}
+	}
+	return r.update(ctx, k, &changed, store.Update{States: []store.StateChange{
+		{Number: k.Head, From: key.Active, To: key.Retired},
+		{Number: v.Number, From: key.Pending, To: key.Active},
+	}})
+}
+
+// update writes what makes k into changed, which gets the next manifest.
+func (r reader) update(ctx context.Context, k, changed *store.Key, u store.Update) error {
+	changed.Seq = k.Seq + 1
+	changed.RotateAt = due(changed)
+	if err := r.m.sign(changed); err != nil {
+		return err
+	}
+	u.Inst, u.Kind, u.KeyID, u.From = r.inst(), k.Kind, k.ID, k.Seq
+	u.Manifest, u.RotateAt = changed.Manifest, changed.RotateAt
+	return r.q.Update(ctx, u)
+}
+
+// newestNumber is the highest number that k has used.
+func newestNumber(k *store.Key) key.Version {
+	newest := k.Versions[len(k.Versions)-1].Number
+	if len(k.Tombstones) > 0 {
+		newest = max(newest, k.Tombstones[len(k.Tombstones)-1].Number)
+	}
+	return newest
+}

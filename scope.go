@@ -1,0 +1,231 @@
+package keyhold
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"time"
+
+	"keyhold.example/keyhold/internal/seal"
+	"keyhold.example/keyhold/key"
+	"keyhold.example/keyhold/store"
+)
+
+// CreateScope makes a scope: its root key, and a data key for each purpose of the [Config]. Where the scope is there already, it makes the
+// data keys that it lacks; so it may be repeated, and any number of callers may do it at once.
+//
+// It takes two round trips. Errors: [*InvalidError]; [ErrPurpose] if there is a key for one of the purposes that is for another use;
+// [ErrForeignKey] if the application's table of scopes has no such row; [*IntegrityError]; [ErrUnavailable]. After any of them the scope may be
+// there or not, never a part of a key.
+func (m *Manager) CreateScope(ctx context.Context, scope key.Scope) error {
+	ctx, cancel, err := m.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer cancel()
+	return m.committed().create(ctx, scope)
+}
+
+// CreateScopeTx is [Manager.CreateScope] inside the application's transaction, beside the insert of the tenant: both come into being or neither.
+// Until that transaction is committed, only its own calls can use the keys.
+func (m *Manager) CreateScopeTx(ctx context.Context, tx store.Tx, scope key.Scope) error {
+	ctx, cancel, err := m.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer cancel()
+	return m.inside(tx).create(ctx, scope)
+}
+
+func (r reader) create(ctx context.Context, scope key.Scope) error {
+	if err := scope.Validate(); err != nil {
+		return err
+	}
+	for {
+		fam, err := r.scope(ctx, scope)
+		var keys []store.Key
+		switch {
+		case errors.Is(err, store.ErrNotFound):
+			keys, err = r.m.newFamily(fam.Now, scope)
+		case err == nil:
+			keys, err = r.missingKeys(&fam)
+		}
+		if err != nil || len(keys) == 0 {
+			return err
+		}
+		n, err := r.q.Create(ctx, r.inst(), keys)
+		switch {
+		case err == nil && n == len(keys):
+			return nil
+		case err != nil && !errors.Is(err, store.ErrUnknownOutcome):
+			return fmt.Errorf("create scope %q: %w", scope, err)
+		case ctx.Err() != nil:
+			return fmt.Errorf("create scope %q: %w", scope, context.Cause(ctx))
+		}
+		// Somebody else created some of it, or the answer to the commit was lost: what is there now decides what is left to do.
+	}
+}
+
+// newFamily makes a root key and the data keys under it, for a scope that is not there.
+func (m *Manager) newFamily(now int64, scope key.Scope) ([]store.Key, error) {
+	id, err := seal.RandomID(key.PrefixRootKey)
+	if err != nil {
+		return nil, err
+	}
+	kek, err := seal.Generate(seal.Identity{Kind: key.KEK, Inst: m.ik.Inst(), RootKeyID: id, Alg: key.Message})
+	if err != nil {
+		return nil, err
+	}
+	defer kek.Close()
+	parent, err := kek.Parent()
+	if err != nil {
+		return nil, err
+	}
+	root := store.Key{ID: id, Kind: key.KEK, Scope: scope}
+	if err := m.firstVersion(&root, kek, m.ik.Parent(), "", now, rootKeyPeriod); err != nil {
+		return nil, err
+	}
+	keys := []store.Key{root}
+	for _, p := range m.purposes {
+		data, err := m.newDataKey(&root, kek.ID(), parent, p, now)
+		if err != nil {
+			return nil, err
+		}
+		keys = append(keys, data)
+	}
+	return keys, nil
+}
+
+// missingKeys makes the data keys that a scope lacks.
+func (r reader) missingKeys(fam *store.Family) ([]store.Key, error) {
+	have := map[key.Purpose]*store.Key{}
+	for i := range fam.Data {
+		have[fam.Data[i].Purpose] = &fam.Data[i]
+	}
+	var keys []store.Key
+	for _, p := range r.m.purposes {
+		if data := have[p.purpose]; data != nil {
+			if head, _ := headOf(data); head.Alg != p.alg {
+				return nil, fmt.Errorf("purpose %q of scope %q has a key of alg %v, configured is %v: %w",
+					p.purpose, fam.Root.Scope, head.Alg, p.alg, ErrPurpose)
+			}
+			continue
+		}
+		head, _ := headOf(&fam.Root)
+		parent, err := r.parent(fam, head.ID)
+		if err != nil {
+			return nil, err
+		}
+		data, err := r.m.newDataKey(&fam.Root, head.ID, parent, p, fam.Now)
+		if err != nil {
+			return nil, err
+		}
+		keys = append(keys, data)
+	}
+	return keys, nil
+}
+
+func (m *Manager) newDataKey(root *store.Key, parentID key.ID, parent *seal.Parent, p purposeOf, now int64) (store.Key, error) {
+	id, err := seal.RandomID(key.PrefixDataKey)
+	if err != nil {
+		return store.Key{}, err
+	}
+	dek, err := seal.Generate(seal.Identity{Kind: key.DEK, Inst: m.ik.Inst(), RootKeyID: root.ID, Purpose: p.purpose, Alg: p.alg})
+	if err != nil {
+		return store.Key{}, err
+	}
+	defer dek.Close()
+	data := store.Key{ID: id, Kind: key.DEK, RootKeyID: root.ID, Purpose: p.purpose}
+	if err := m.firstVersion(&data, dek, parent, parentID, now, dataKeyPeriod); err != nil {
+		return store.Key{}, err
+	}
+	return data, nil
+}
+
+// firstVersion gives k its version 1, wrapped and active, and its manifest.
+func (m *Manager) firstVersion(
+	k *store.Key, opened *seal.Key, parent *seal.Parent, parentID key.ID, now int64, period time.Duration,
+) error {
+	v, err := newVersion(opened, parent, parentID, 1, now)
+	if err != nil {
+		return err
+	}
+	v.State = key.Active
+	ikKID := m.ik.KID()
+	k.Versions = []store.Version{v}
+	k.Manifest = store.Manifest{Seq: 1, Head: 1, RotateEvery: uint64(period / time.Second), IKKID: ikKID[:]}
+	k.RotateAt = due(k)
+	return m.sign(k)
+}
+
+// newVersion wraps a key that was just made, as a pending version. parentID is the root key version that parent is, and empty if it is the
+// installation key.
+func newVersion(opened *seal.Key, parent *seal.Parent, parentID key.ID, n key.Version, now int64) (store.Version, error) {
+	blob, err := parent.Wrap(opened, n, now)
+	if err != nil {
+		return store.Version{}, err
+	}
+	commit := opened.Commit()
+	v := store.Version{
+		ID: opened.ID(), Number: n, State: key.Pending, Alg: opened.Identity().Alg, Commit: commit[:], Blob: blob, Parent: parentID, Created: now,
+	}
+	if parentID == "" {
+		kid := parent.KID()
+		v.IKKID = kid[:]
+	}
+	return v, nil
+}
+
+// due is when the version after k's newest is due, 0 if never.
+func due(k *store.Key) int64 {
+	if k.RotateEvery == 0 {
+		return 0
+	}
+	return newestCreated(k) + int64(k.RotateEvery)
+}
+
+// sign sets the MAC of k's manifest to fit what k says.
+func (m *Manager) sign(k *store.Key) error {
+	manifest, err := m.manifestOf(k)
+	if err != nil {
+		return err
+	}
+	mac := m.ik.MAC(manifest.Append(nil))
+	k.MAC = mac[:]
+	return nil
+}
+
+// Scopes lists all scopes in the order of the database's type for them. It reads them in pages, so that one that is created or deleted meanwhile may
+// be among them or not. After an error, which comes with an empty scope, it ends.
+func (m *Manager) Scopes(ctx context.Context) iter.Seq2[key.Scope, error] {
+	const page = 500
+	return func(yield func(key.Scope, error) bool) {
+		var after key.Scope
+		for {
+			scopes, err := m.scopesAfter(ctx, after, page)
+			if err != nil {
+				yield("", err)
+				return
+			}
+			for _, scope := range scopes {
+				if !yield(scope, nil) {
+					return
+				}
+			}
+			if len(scopes) < page {
+				return
+			}
+			after = scopes[len(scopes)-1]
+		}
+	}
+}
+
+func (m *Manager) scopesAfter(ctx context.Context, after key.Scope, limit int) ([]key.Scope, error) {
+	ctx, cancel, err := m.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer cancel()
+	return m.store.Scopes(ctx, after, limit)
+}

@@ -1,0 +1,247 @@
+package keyhold
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"keyhold.example/keyhold/envelope"
+	"keyhold.example/keyhold/internal/seal"
+	"keyhold.example/keyhold/key"
+	"keyhold.example/keyhold/store"
+)
+
+// Seal encrypts plaintext with the head of ref's key, bound to aad. The result holds the key version's id, and is 58 bytes longer than the
+// plaintext. It belongs to the caller; plaintext may be nil, and is not kept.
+//
+// It takes one round trip. Errors: [ErrNotFound] for an unknown scope or purpose; [ErrPurpose]; [ErrTooLarge]; [ErrRolledBack];
+// [*IntegrityError]; [ErrUnavailable].
+func (m *Manager) Seal(ctx context.Context, ref key.Ref, plaintext []byte, aad AAD) ([]byte, error) {
+	_, sealed, err := m.seal(ctx, m.committed(), ref, plaintext, aad, (*seal.MessageKey).Seal)
+	return sealed, err
+}
+
+// SealDetached is [Manager.Seal] for ciphertext in a table: the key version's id comes by itself, for a column that references
+// kms_data_key_version(private_id), and the ciphertext is only 42 bytes longer than the plaintext.
+func (m *Manager) SealDetached(ctx context.Context, ref key.Ref, plaintext []byte, aad AAD) (key.ID, []byte, error) {
+	return m.seal(ctx, m.committed(), ref, plaintext, aad, (*seal.MessageKey).SealDetached)
+}
+
+// SealTx is [Manager.Seal] with the keys that the application's transaction sees, which it may have made itself. What it sealed with a key that
+// is rolled back opens nowhere.
+func (m *Manager) SealTx(ctx context.Context, tx store.Tx, ref key.Ref, plaintext []byte, aad AAD) ([]byte, error) {
+	_, sealed, err := m.seal(ctx, m.inside(tx), ref, plaintext, aad, (*seal.MessageKey).Seal)
+	return sealed, err
+}
+
+// SealDetachedTx is [Manager.SealDetached] with the keys that the application's transaction sees; see [Manager.SealTx].
+func (m *Manager) SealDetachedTx(ctx context.Context, tx store.Tx, ref key.Ref, plaintext []byte, aad AAD) (key.ID, []byte, error) {
+	return m.seal(ctx, m.inside(tx), ref, plaintext, aad, (*seal.MessageKey).SealDetached)
+}
+
+type sealFunc func(k *seal.MessageKey, dst, plaintext []byte, context string) ([]byte, error)
+
+func (m *Manager) seal(
+	ctx context.Context, r reader, ref key.Ref, plaintext []byte, aad AAD, do sealFunc,
+) (key.ID, []byte, error) {
+	text, err := aad.value()
+	if err != nil {
+		return "", nil, err
+	}
+	if len(plaintext) > envelope.MaxPlaintext {
+		return "", nil, fmt.Errorf("plaintext of %d bytes, the limit is %d: %w", len(plaintext), envelope.MaxPlaintext, ErrTooLarge)
+	}
+	ctx, cancel, err := m.begin(ctx)
+	if err != nil {
+		return "", nil, err
+	}
+	defer cancel()
+	fam, err := r.dataKey(ctx, ref)
+	if err != nil {
+		return "", nil, err
+	}
+	data := &fam.Data[0]
+	if r.rolledBack(&fam) {
+		return "", nil, fmt.Errorf("%v: %w", ref, ErrRolledBack)
+	}
+	head, _ := headOf(data) // its being there and active was checked with the manifest
+	k, err := r.messages(&fam, data, head)
+	if err != nil {
+		return "", nil, err
+	}
+	sealed, err := do(k, nil, plaintext, text)
+	if err != nil {
+		return "", nil, fmt.Errorf("seal with %s: %w", head.ID, err)
+	}
+	return head.ID, sealed, nil
+}
+
+// Open decrypts what [Manager.Seal] made with any version of ref's key, given the same aad. The result belongs to the caller.
+//
+// It takes one round trip. Errors: [ErrOpen] if it does not open here, for whatever reason; [ErrDisabled] if its key version is disabled or destroyed;
+// [ErrNotFound] for an unknown scope or purpose; [*IntegrityError]; [ErrUnavailable].
+func (m *Manager) Open(ctx context.Context, ref key.Ref, ciphertext []byte, aad AAD) ([]byte, error) {
+	return m.openAttached(ctx, m.committed(), ref, ciphertext, aad)
+}
+
+// OpenTx is [Manager.Open] with the keys that the application's transaction sees.
+func (m *Manager) OpenTx(ctx context.Context, tx store.Tx, ref key.Ref, ciphertext []byte, aad AAD) ([]byte, error) {
+	return m.openAttached(ctx, m.inside(tx), ref, ciphertext, aad)
+}
+
+// OpenDetached is [Manager.Open] for what [Manager.SealDetached] made; id is the key version's id that came with it.
+func (m *Manager) OpenDetached(ctx context.Context, ref key.Ref, id key.ID, ciphertext []byte, aad AAD) ([]byte, error) {
+	return m.openDetached(ctx, m.committed(), ref, id, ciphertext, aad)
+}
+
+// OpenDetachedTx is [Manager.OpenDetached] with the keys that the application's transaction sees.
+func (m *Manager) OpenDetachedTx(
+	ctx context.Context, tx store.Tx, ref key.Ref, id key.ID, ciphertext []byte, aad AAD,
+) ([]byte, error) {
+	return m.openDetached(ctx, m.inside(tx), ref, id, ciphertext, aad)
+}
+
+// OpenAny is [Manager.Open] where the ciphertext is to say whose it is: it returns the plaintext with the reference of its key. A caller who expects a
+// certain scope should use Open, which refuses another's.
+func (m *Manager) OpenAny(ctx context.Context, ciphertext []byte, aad AAD) ([]byte, key.Ref, error) {
+	msg, err := attached(ciphertext)
+	if err != nil {
+		return nil, key.Ref{}, err
+	}
+	text, err := aad.value()
+	if err != nil {
+		return nil, key.Ref{}, err
+	}
+	ctx, cancel, err := m.begin(ctx)
+	if err != nil {
+		return nil, key.Ref{}, err
+	}
+	defer cancel()
+	r := m.committed()
+	id := key.VersionID(key.DEK, msg.KID)
+	fam, err := r.keyOfVersion(ctx, id)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return nil, key.Ref{}, ErrOpen
+	case err != nil:
+		return nil, key.Ref{}, err
+	case len(fam.Data) != 1:
+		return nil, key.Ref{}, tampered(&fam.Root, fmt.Sprintf("version %s is not one of its data keys'", id))
+	}
+	plaintext, err := r.openVersion(&fam, id, ciphertext, text, (*seal.MessageKey).Open)
+	if err != nil {
+		return nil, key.Ref{}, err
+	}
+	return plaintext, key.Ref{Scope: fam.Root.Scope, Purpose: fam.Data[0].Purpose}, nil
+}
+
+type openFunc func(k *seal.MessageKey, dst, ciphertext []byte, context string) ([]byte, error)
+
+func (m *Manager) openAttached(ctx context.Context, r reader, ref key.Ref, ciphertext []byte, aad AAD) ([]byte, error) {
+	msg, err := attached(ciphertext)
+	if err != nil {
+		return nil, err
+	}
+	return m.open(ctx, r, ref, key.VersionID(key.DEK, msg.KID), ciphertext, aad, (*seal.MessageKey).Open)
+}
+
+func (m *Manager) openDetached(
+	ctx context.Context, r reader, ref key.Ref, id key.ID, ciphertext []byte, aad AAD,
+) ([]byte, error) {
+	if err := id.Validate(); err != nil {
+		return nil, err
+	}
+	if msg, err := envelope.ParseMessage(ciphertext); err != nil || msg.Attached {
+		return nil, fmt.Errorf("%w: it is not a detached keyhold message", ErrOpen)
+	}
+	return m.open(ctx, r, ref, id, ciphertext, aad, (*seal.MessageKey).OpenDetached)
+}
+
+func attached(ciphertext []byte) (envelope.Message, error) {
+	msg, err := envelope.ParseMessage(ciphertext)
+	if err != nil || !msg.Attached {
+		return msg, fmt.Errorf("%w: it is not a keyhold message with a key id", ErrOpen)
+	}
+	return msg, nil
+}
+
+func (m *Manager) open(
+	ctx context.Context, r reader, ref key.Ref, id key.ID, ciphertext []byte, aad AAD, do openFunc,
+) ([]byte, error) {
+	text, err := aad.value()
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel, err := m.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer cancel()
+	fam, err := r.dataKey(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	return r.openVersion(&fam, id, ciphertext, text, do)
+}
+
+// openVersion opens a message with the version of fam's data key that it names. A version of another key is not looked for.
+func (r reader) openVersion(fam *store.Family, id key.ID, ciphertext []byte, text string, do openFunc) ([]byte, error) {
+	data := &fam.Data[0]
+	v, ok := versionByID(data, id)
+	if !ok {
+		for _, dead := range data.Tombstones {
+			if dead.ID == id {
+				return nil, fmt.Errorf("key version %s was destroyed: %w", id, ErrDisabled)
+			}
+		}
+		return nil, ErrOpen
+	}
+	if !v.State.Opens() {
+		return nil, fmt.Errorf("key version %s is %v: %w", id, v.State, ErrDisabled)
+	}
+	k, err := r.messages(fam, data, v)
+	if err != nil {
+		return nil, err
+	}
+	plaintext, err := do(k, nil, ciphertext, text)
+	if err != nil {
+		return nil, ErrOpen
+	}
+	return plaintext, nil
+}
+
+// dataKey reads ref's data key; a ref that names a root key is refused, as root keys are not for data.
+func (r reader) dataKey(ctx context.Context, ref key.Ref) (store.Family, error) {
+	if ref.IsRoot() {
+		return store.Family{}, key.Invalid("purpose", "", "it is empty")
+	}
+	return r.key(ctx, ref)
+}
+
+// BlindIndex returns the first size bytes (4 to 32) of a keyed hash of value, for a column to search in: equal values of one index have equal
+// results. ref names a key of [Config.IndexPurposes], name the index (1 to 255 bytes). Whoever sees the column sees which rows are equal and how often.
+//
+// After a rotation of the key new results differ from old ones; search for both until the column is written anew. It takes one round trip.
+func (m *Manager) BlindIndex(ctx context.Context, ref key.Ref, name string, value []byte, size int) ([]byte, error) {
+	ctx, cancel, err := m.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer cancel()
+	r := m.committed()
+	fam, err := r.dataKey(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	data := &fam.Data[0]
+	head, _ := headOf(data)
+	if head.Alg != key.BlindIndex {
+		return nil, fmt.Errorf("%s is of alg %v: %w", describe(data), head.Alg, ErrPurpose)
+	}
+	k, err := r.unwrap(&fam, data, head)
+	if err != nil {
+		return nil, err
+	}
+	defer k.Close()
+	return k.BlindIndex(name, value, size)
+}
