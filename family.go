@@ -31,7 +31,7 @@ func (r reader) key(ctx context.Context, ref key.Ref) (store.Family, error) {
 	if err := ref.Validate(); err != nil {
 		return store.Family{}, err
 	}
-	fam, err := r.verified(ctx, func() (store.Family, error) { return r.q.Key(ctx, ref) })
+	fam, err := r.verified(func() (store.Family, error) { return r.q.Key(ctx, ref) })
 	switch {
 	case errors.Is(err, store.ErrNotFound):
 		return fam, fmt.Errorf("scope %q: %w", ref.Scope, err)
@@ -52,7 +52,7 @@ func (r reader) scope(ctx context.Context, scope key.Scope) (store.Family, error
 	if err := scope.Validate(); err != nil {
 		return store.Family{}, err
 	}
-	fam, err := r.verified(ctx, func() (store.Family, error) { return r.q.Scope(ctx, scope) })
+	fam, err := r.verified(func() (store.Family, error) { return r.q.Scope(ctx, scope) })
 	switch {
 	case err != nil:
 		return fam, fmt.Errorf("scope %q: %w", scope, err)
@@ -64,7 +64,7 @@ func (r reader) scope(ctx context.Context, scope key.Scope) (store.Family, error
 
 // keyOfVersion reads the data key that has the version with the given id.
 func (r reader) keyOfVersion(ctx context.Context, id key.ID) (store.Family, error) {
-	fam, err := r.verified(ctx, func() (store.Family, error) { return r.q.KeyOfVersion(ctx, id) })
+	fam, err := r.verified(func() (store.Family, error) { return r.q.KeyOfVersion(ctx, id) })
 	if err != nil {
 		return fam, fmt.Errorf("key version %s: %w", id, err)
 	}
@@ -73,7 +73,7 @@ func (r reader) keyOfVersion(ctx context.Context, id key.ID) (store.Family, erro
 
 // verified reads a family and checks it. What does not fit is read once more before it is an error, since the reader may have met a slow
 // writer's transaction on a database that shows parts of it; and so is what is older than what another goroutine has seen meanwhile.
-func (r reader) verified(ctx context.Context, read func() (store.Family, error)) (store.Family, error) {
+func (r reader) verified(read func() (store.Family, error)) (store.Family, error) {
 	fam, err := read()
 	if err != nil {
 		return fam, err

@@ -222,8 +222,7 @@ func fails(t testing.TB, err, want error) {
 // integrity asserts an [*keyhold.IntegrityError].
 func integrity(t testing.TB, err error) {
 	t.Helper()
-	var e *keyhold.IntegrityError
-	if !errors.As(err, &e) {
+	if _, ok := errors.AsType[*keyhold.IntegrityError](err); !ok {
 		t.Errorf("got error %v, want an IntegrityError", err)
 	}
 }

@@ -52,11 +52,11 @@ type InstallationInfo struct {
 // Keys lists a scope's root key and then its data keys by purpose, after checking their manifests. It takes one round trip. Errors:
 // [ErrNotFound], [*IntegrityError], [ErrUnavailable].
 func (m *Manager) Keys(ctx context.Context, scope key.Scope) ([]KeyInfo, error) {
-	ctx, cancel, err := m.begin(ctx)
+	ctx, end, err := m.begin(ctx)
 	if err != nil {
 		return nil, err
 	}
-	defer cancel()
+	defer end()
 	fam, err := m.committed().scope(ctx, scope)
 	if err != nil {
 		return nil, err
@@ -100,11 +100,11 @@ func keyInfo(fam *store.Family, k *store.Key) KeyInfo {
 
 // Installation describes the installation and its root slots. It takes one round trip.
 func (m *Manager) Installation(ctx context.Context) (InstallationInfo, error) {
-	ctx, cancel, err := m.begin(ctx)
+	ctx, end, err := m.begin(ctx)
 	if err != nil {
 		return InstallationInfo{}, err
 	}
-	defer cancel()
+	defer end()
 	in, err := m.store.Installation(ctx)
 	if err != nil {
 		return InstallationInfo{}, err

@@ -5,7 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"sync/atomic"
+	"sync"
 
 	"keyhold.example/keyhold/internal/seal"
 	"keyhold.example/keyhold/key"
@@ -23,10 +23,12 @@ type (
 // Manager seals, opens, creates and rotates the keys of one installation. It is safe for concurrent use.
 type Manager struct {
 	settings
-	store  store.Store
-	ik     *seal.IK
-	cache  *cache
-	closed atomic.Bool
+	store store.Store
+	ik    *seal.IK
+	cache *cache
+
+	mu     sync.RWMutex // held for reading by every call under way, so that Close waits for them
+	closed bool
 }
 
 // New opens the installation in s with the external root of cfg, which it calls once. The store stays the caller's: it is not closed with
@@ -91,21 +93,26 @@ func (m *Manager) Pin() string {
 	return hex.EncodeToString(pin[:])
 }
 
-// Close clears the keys that m holds. Calls that begin afterwards return [ErrClosed]; those under way should have ended before. The store and
-// the external root stay as they are. Closing twice is allowed.
+// Close waits for the calls under way and clears the keys that m holds. Calls that begin afterwards return [ErrClosed]. The store and the
+// external root stay as they are. Closing twice is allowed. It must not be called from within a call of m's.
 func (m *Manager) Close() error {
-	if m.closed.CompareAndSwap(false, true) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.closed {
+		m.closed = true
 		m.cache.clear()
 		m.ik.Close()
 	}
 	return nil
 }
 
-// begin starts a call: it checks that m is open and limits the call's time.
-func (m *Manager) begin(ctx context.Context) (context.Context, context.CancelFunc, error) {
-	if m.closed.Load() {
+// begin starts a call, which lasts until end is called: it limits the call's time and keeps m open meanwhile.
+func (m *Manager) begin(ctx context.Context) (_ context.Context, end func(), _ error) {
+	m.mu.RLock()
+	if m.closed {
+		m.mu.RUnlock()
 		return nil, nil, ErrClosed
 	}
 	ctx, cancel := m.bound(ctx)
-	return ctx, cancel, nil
+	return ctx, func() { cancel(); m.mu.RUnlock() }, nil
 }

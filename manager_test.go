@@ -45,7 +45,7 @@ func TestInitializeIsOneInstallationForAll(t *testing.T) {
 						t.Error(err)
 						return
 					}
-					defer m.Close() //nolint:errcheck // never fails
+					defer m.Close()
 					pins[i] = m.Pin()
 				})
 			}
@@ -237,5 +237,36 @@ func TestClosedManagerRefuses(t *testing.T) {
 	fails(t, m.CreateScope(ctx, "other"), keyhold.ErrClosed)
 	for _, err := range m.Scopes(ctx) {
 		fails(t, err, keyhold.ErrClosed)
+	}
+}
+
+// Close waits for what is under way: a call either works or says that the manager is closed.
+func TestCloseBesideCalls(t *testing.T) {
+	s := memstore.New()
+	root := newRoot(t)
+	must(t, newManager(t, s, root).CreateScope(t.Context(), tenant))
+	for range 20 {
+		m := newManager(t, s, root)
+		var wg sync.WaitGroup
+		started := make(chan struct{}, 8)
+		for range 8 {
+			wg.Go(func() {
+				for i := 0; ; i++ {
+					_, err := m.Seal(t.Context(), ref, nil, keyhold.AAD{})
+					if i == 0 {
+						started <- struct{}{}
+					}
+					if err != nil {
+						fails(t, err, keyhold.ErrClosed)
+						return
+					}
+				}
+			})
+		}
+		for range 8 {
+			<-started
+		}
+		must(t, m.Close())
+		wg.Wait()
 	}
 }

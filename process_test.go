@@ -44,7 +44,7 @@ func child(ctx context.Context, work string) error {
 	if err != nil {
 		return err
 	}
-	defer s.Close() //nolint:errcheck // the process ends
+	defer s.Close()
 	fmt.Println("ready")
 	if _, err := os.Stdin.Read(make([]byte, 1)); err == nil {
 		return errors.New("unexpected input")
@@ -55,7 +55,7 @@ func child(ctx context.Context, work string) error {
 	if err != nil {
 		return err
 	}
-	defer m.Close() //nolint:errcheck // the process ends
+	defer m.Close()
 	switch work {
 	case "create":
 		for i := range 5 {

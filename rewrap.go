@@ -44,11 +44,11 @@ func (m *Manager) Rewrap(ctx context.Context, scope key.Scope) (int, error) {
 
 // scopeToRewrap reads a scope within the limit of one call; so does each batch, as there is no limit to how many there are.
 func (r reader) scopeToRewrap(ctx context.Context, scope key.Scope) (store.Family, error) {
-	ctx, cancel, err := r.m.begin(ctx)
+	ctx, end, err := r.m.begin(ctx)
 	if err != nil {
 		return store.Family{}, err
 	}
-	defer cancel()
+	defer end()
 	fam, err := r.scope(ctx, scope)
 	if err == nil && r.rolledBack(&fam) {
 		err = fmt.Errorf("scope %q: %w", scope, ErrRolledBack)
@@ -118,10 +118,10 @@ func (r reader) replace(ctx context.Context, rows []store.Rewrap) (int, error) {
 }
 
 func (r reader) replaceBatch(ctx context.Context, batch []store.Rewrap) (int, error) {
-	ctx, cancel, err := r.m.begin(ctx)
+	ctx, end, err := r.m.begin(ctx)
 	if err != nil {
 		return 0, err
 	}
-	defer cancel()
+	defer end()
 	return r.q.Rewrap(ctx, r.inst(), batch)
 }

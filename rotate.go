@@ -34,11 +34,11 @@ func (m *Manager) RotateIf(ctx context.Context, ref key.Ref, head key.Version) (
 }
 
 func (m *Manager) rotate(ctx context.Context, ref key.Ref, onlyAfter key.Version) (key.Version, error) {
-	ctx, cancel, err := m.begin(ctx)
+	ctx, end, err := m.begin(ctx)
 	if err != nil {
 		return 0, err
 	}
-	defer cancel()
+	defer end()
 
 	r := m.committed()
 	var next *seal.Key // the version that this call adds, once it is made

@@ -19,22 +19,22 @@ import (
 // [ErrForeignKey] if the application's table of scopes has no such row; [*IntegrityError]; [ErrUnavailable]. After any of them the scope may be
 // there or not, never a part of a key.
 func (m *Manager) CreateScope(ctx context.Context, scope key.Scope) error {
-	ctx, cancel, err := m.begin(ctx)
+	ctx, end, err := m.begin(ctx)
 	if err != nil {
 		return err
 	}
-	defer cancel()
+	defer end()
 	return m.committed().create(ctx, scope)
 }
 
 // CreateScopeTx is [Manager.CreateScope] inside the application's transaction, beside the insert of the tenant: both come into being or neither.
 // Until that transaction is committed, only its own calls can use the keys.
 func (m *Manager) CreateScopeTx(ctx context.Context, tx store.Tx, scope key.Scope) error {
-	ctx, cancel, err := m.begin(ctx)
+	ctx, end, err := m.begin(ctx)
 	if err != nil {
 		return err
 	}
-	defer cancel()
+	defer end()
 	return m.inside(tx).create(ctx, scope)
 }
 
@@ -222,10 +222,10 @@ func (m *Manager) Scopes(ctx context.Context) iter.Seq2[key.Scope, error] {
 }
 
 func (m *Manager) scopesAfter(ctx context.Context, after key.Scope, limit int) ([]key.Scope, error) {
-	ctx, cancel, err := m.begin(ctx)
+	ctx, end, err := m.begin(ctx)
 	if err != nil {
 		return nil, err
 	}
-	defer cancel()
+	defer end()
 	return m.store.Scopes(ctx, after, limit)
 }

@@ -51,11 +51,11 @@ func (m *Manager) seal(
 	if len(plaintext) > envelope.MaxPlaintext {
 		return "", nil, fmt.Errorf("plaintext of %d bytes, the limit is %d: %w", len(plaintext), envelope.MaxPlaintext, ErrTooLarge)
 	}
-	ctx, cancel, err := m.begin(ctx)
+	ctx, end, err := m.begin(ctx)
 	if err != nil {
 		return "", nil, err
 	}
-	defer cancel()
+	defer end()
 	fam, err := r.dataKey(ctx, ref)
 	if err != nil {
 		return "", nil, err
@@ -112,11 +112,11 @@ func (m *Manager) OpenAny(ctx context.Context, ciphertext []byte, aad AAD) ([]by
 	if err != nil {
 		return nil, key.Ref{}, err
 	}
-	ctx, cancel, err := m.begin(ctx)
+	ctx, end, err := m.begin(ctx)
 	if err != nil {
 		return nil, key.Ref{}, err
 	}
-	defer cancel()
+	defer end()
 	r := m.committed()
 	id := key.VersionID(key.DEK, msg.KID)
 	fam, err := r.keyOfVersion(ctx, id)
@@ -172,11 +172,11 @@ func (m *Manager) open(
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel, err := m.begin(ctx)
+	ctx, end, err := m.begin(ctx)
 	if err != nil {
 		return nil, err
 	}
-	defer cancel()
+	defer end()
 	fam, err := r.dataKey(ctx, ref)
 	if err != nil {
 		return nil, err
@@ -223,11 +223,11 @@ func (r reader) dataKey(ctx context.Context, ref key.Ref) (store.Family, error) 
 //
 // After a rotation of the key new results differ from old ones; search for both until the column is written anew. It takes one round trip.
 func (m *Manager) BlindIndex(ctx context.Context, ref key.Ref, name string, value []byte, size int) ([]byte, error) {
-	ctx, cancel, err := m.begin(ctx)
+	ctx, end, err := m.begin(ctx)
 	if err != nil {
 		return nil, err
 	}
-	defer cancel()
+	defer end()
 	r := m.committed()
 	fam, err := r.dataKey(ctx, ref)
 	if err != nil {

@@ -79,11 +79,10 @@ func (e *estate) refuses(t *testing.T, name string, r key.Ref, versions []int, s
 	e.store.Edit(edit)
 
 	m := e.open(t)
-	defer m.Close() //nolint:errcheck // never fails
+	defer m.Close()
 	refused := func(what string, err error) {
 		t.Helper()
-		var integrity *keyhold.IntegrityError
-		if !errors.As(err, &integrity) {
+		if _, ok := errors.AsType[*keyhold.IntegrityError](err); !ok {
 			t.Errorf("%s: %s: got %v, want an IntegrityError", name, what, err)
 		}
 	}
@@ -206,7 +205,7 @@ func TestWrappedKeysOpenNowhereElse(t *testing.T) {
 					e.refuses(t, name, r, []int{i}, i != 2, func(d *memstore.Data) {
 						a, b := &d.Key(into).Versions[i], d.Key(from).Versions[j]
 						a.Blob = b.Blob
-						if (into.IsRoot()) == (from.IsRoot()) {
+						if into.IsRoot() == from.IsRoot() {
 							a.Created = b.Created
 						}
 					})

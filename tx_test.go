@@ -66,7 +66,7 @@ func TestNothingOfATransactionIsKept(t *testing.T) {
 		tx, _, rollback := w.kind.begin(t, w.store)
 		fam, err := tx.Key(ctx, ref)
 		must(t, err)
-		must(t, bumpSeq(ctx, w, tx, &fam))
+		must(t, bumpSeq(ctx, tx, &fam))
 		_, err = m.SealTx(ctx, tx, ref, nil, keyhold.AAD{})
 		integrity(t, err)
 		must(t, rollback())
@@ -75,7 +75,7 @@ func TestNothingOfATransactionIsKept(t *testing.T) {
 }
 
 // bumpSeq changes ref's key inside tx without its manifest's consent, as somebody else's code could.
-func bumpSeq(ctx context.Context, w world, tx store.Tx, fam *store.Family) error {
+func bumpSeq(ctx context.Context, tx store.Tx, fam *store.Family) error {
 	manifest := fam.Data[0].Manifest
 	manifest.Seq++
 	in, err := tx.Installation(ctx)

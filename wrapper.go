@@ -38,11 +38,11 @@ func (m *Manager) Wrapper(ctx context.Context, ref key.Ref) (wrapping.Wrapper, e
 }
 
 func (w *dataKeyWrapper) head(ctx context.Context) (key.ID, error) {
-	ctx, cancel, err := w.m.begin(ctx)
+	ctx, end, err := w.m.begin(ctx)
 	if err != nil {
 		return "", err
 	}
-	defer cancel()
+	defer end()
 	fam, err := w.m.committed().dataKey(ctx, w.ref)
 	if err != nil {
 		return "", err
@@ -96,7 +96,7 @@ func (w *dataKeyWrapper) Decrypt(ctx context.Context, blob *wrapping.BlobInfo, o
 		return nil, fmt.Errorf("%w: the blob names no key, and keys are not tried", ErrOpen)
 	case info.GetMechanism() != mechanism:
 		return nil, fmt.Errorf("%w: the blob was not sealed by keyhold", ErrOpen)
-	case blob.GetWrapped() || len(blob.GetIv()) > 0 || len(blob.GetHmac()) > 0 || len(info.GetWrappedKey()) > 0:
+	case len(blob.GetIv()) > 0 || len(blob.GetHmac()) > 0 || len(info.GetWrappedKey()) > 0:
 		return nil, fmt.Errorf("%w: the blob has parts that keyhold does not make", ErrOpen)
 	}
 	return w.m.OpenDetached(ctx, w.ref, key.ID(info.GetKeyId()), blob.GetCiphertext(), aad)

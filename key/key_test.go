@@ -72,8 +72,8 @@ func TestStateChangesAreThoseOfTheFormat(t *testing.T) {
 		{key.Retired, key.Disabled}: true, {key.Disabled, key.Retired}: true, {key.Disabled, key.Destroyed}: true,
 	}
 	opens := map[key.State]bool{key.Pending: true, key.Active: true, key.Retired: true}
-	for from := key.State(0); from < 8; from++ {
-		for to := key.State(0); to < 8; to++ {
+	for from := range key.State(8) {
+		for to := range key.State(8) {
 			if got := from.CanBecome(to); got != allowed[[2]key.State{from, to}] {
 				t.Errorf("%v to %v: %v", from, to, got)
 			}

@@ -25,11 +25,12 @@ func (f Finding) String() string { return f.Subject + ": " + f.Problem }
 // checkPage is how many scopes are listed at once.
 const checkPage = 500
 
-// Check reads everything, one scope after the other, and returns what breaks a rule of this package or of docs/format.md and
-// can be seen without a key; whether manifests and wrapped keys are genuine cannot. What Integrity says is in it, too.
-// Tables without an installation are well as long as there are no keys. It may run beside anything else; of what changes
-// meanwhile only a scope that is renamed may be reported, as a double of itself. The error is that of a read that failed, and
-// what was found until then is returned with it. It keeps every id, about 150 bytes for each version.
+// Check reads everything, one scope after the other, and returns what breaks a rule of this package or of
+// docs/format.md and can be seen without a key; whether manifests and wrapped keys are genuine cannot. What Integrity
+// says is in it, too. Tables without an installation are well as long as there are no keys. It may run beside anything
+// else; of what changes meanwhile only a scope that is renamed may be reported, as a double of itself. The error is
+// that of a read that failed, and what was found until then is returned with it. It keeps every id, about 150 bytes for
+// each version.
 func Check(ctx context.Context, s Store) ([]Finding, error) {
 	c := checker{ids: map[key.ID]string{}, unknownIKs: map[string]string{}}
 	if err := c.check(ctx, s); err != nil {
@@ -41,8 +42,8 @@ func Check(ctx context.Context, s Store) ([]Finding, error) {
 type checker struct {
 	found []Finding
 	ids   map[key.ID]string // of keys, versions and tombstones, and what has it
-	// unknownIKs has the installation keys that something names, and the first that does. Which of them the slots hold is looked
-	// at in the end, as slots may come while the keys are read.
+	// unknownIKs has the installation keys that something names, and the first that does. Which of them the slots hold
+	// is looked at in the end, as slots may come while the keys are read.
 	unknownIKs map[string]string
 }
 
@@ -222,6 +223,10 @@ func (c *checker) key(subject string, k, root *Key) {
 func (c *checker) numbers(subject string, k *Key) {
 	versions, tombstones, active := k.Versions, k.Tombstones, 0
 	for next := key.Version(1); len(versions)+len(tombstones) > 0; next++ {
+		if next > key.MaxVersion {
+			c.add(subject, "there are more than %d versions", key.MaxVersion)
+			return
+		}
 		live := len(versions) > 0 && versions[0].Number == next
 		dead := len(tombstones) > 0 && tombstones[0].Number == next
 		if live == dead {
@@ -242,10 +247,6 @@ func (c *checker) numbers(subject string, k *Key) {
 		if versions[0].State == key.Active {
 			active++
 		}
-		if next > key.MaxVersion {
-			c.add(subject, "there are more than %d versions", key.MaxVersion)
-			return
-		}
 		versions = versions[1:]
 	}
 	if active != 1 {
@@ -265,7 +266,8 @@ func (c *checker) version(subject string, v *Version, kind key.Kind) {
 	if v.Created <= 0 {
 		c.add(subject, "it was made at %d", v.Created)
 	}
-	// Sizes of docs/format.md, section 4: first byte, nonce and tag around a key of 32 bytes, or around 32 and 1 to 1024.
+	// Sizes of docs/format.md, section 4: first byte, nonce and tag around a key of 32 bytes, or around 32 and 1 to
+	// 1024.
 	const around = 1 + 24 + 16
 	least, most := around+32, around+32
 	if v.Alg == key.Raw || v.Alg == key.Imported {
@@ -323,7 +325,8 @@ func (c *checker) identity(subject string, id key.ID, kind key.Kind, alg key.Alg
 	case idKind != kind:
 		c.add(subject, "the id %s is one of the other kind", id)
 	default:
-		// An imported version keeps its old id, unless that has the form of one made here, which says what it has to be.
+		// An imported version keeps its old id, unless that has the form of one made here, which says what it has to
+		// be.
 		if _, ok := id.KID(); ok || alg != key.Imported {
 			c.add(subject, "the id %s does not follow from the commitment", id)
 		}

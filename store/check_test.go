@@ -21,8 +21,8 @@ var (
 	importedRef = key.Ref{Scope: "a", Purpose: "imported"}
 )
 
-// newChecked has two scopes. In "a", sessions has versions in every state, raw and index have their algorithms, and imported has an
-// old id and a number that was missing.
+// newChecked has two scopes. In "a", sessions has versions in every state, raw and index have their algorithms, and
+// imported has an old id and a number that was missing.
 func newChecked(t *testing.T) (*memstore.Store, *storetest.Maker) {
 	t.Helper()
 	ctx := t.Context()
@@ -79,7 +79,8 @@ func TestCheckFindsNothingWhereAllIsWell(t *testing.T) {
 }
 
 func TestCheckFindsEachBrokenInvariant(t *testing.T) {
-	// The versions of sessions as they are listed: 0 disabled, 1 retired, 2 active, 3 pending; its tombstone is of number 1.
+	// The versions of sessions as they are listed: 0 disabled, 1 retired, 2 active, 3 pending; its tombstone is of
+	// number 1.
 	onKey := func(ref key.Ref, edit func(k *store.Key)) func(*memstore.Data) {
 		return func(d *memstore.Data) { edit(d.Key(ref)) }
 	}
@@ -116,8 +117,9 @@ func TestCheckFindsEachBrokenInvariant(t *testing.T) {
 		"installation ik_kid":   {installation(func(in *store.Installation) { in.IKKID = in.IKKID[1:] }), "installation", "has 15 bytes"},
 		"installation sequence": {installation(func(in *store.Installation) { in.Seq = 0 }), "installation", "sequence number is 0"},
 		"no slots":              {installation(func(in *store.Installation) { in.Slots = nil }), "installation", "0 root slots are active"},
-		"two active slots": {installation(func(in *store.Installation) { otherSlot(in).State = key.Active }),
-			"installation", "2 root slots are active"},
+		"two active slots": {installation(func(in *store.Installation) {
+			otherSlot(in).State = key.Active
+		}), "installation", "2 root slots are active"},
 		"active slot is another": {installation(func(in *store.Installation) { in.ActiveSlot = otherSlot(in).ID }), "root slot", "is active"},
 		"slot twice":             {installation(func(in *store.Installation) { in.Slots = append(in.Slots, *otherSlot(in)) }), "root slot", "too"},
 		"slot id":                {installation(func(in *store.Installation) { otherSlot(in).ID = "kr_1" }), "root slot kr_1", "base32hex"},
@@ -138,11 +140,22 @@ func TestCheckFindsEachBrokenInvariant(t *testing.T) {
 			}
 		}), "installation", "no root slot holds"},
 
-		"root key id":      {root(func(k *store.Key) { k.ID = "krk_1" }), "database", "refers to root key"},
+		"root key id": {func(d *memstore.Data) {
+			old := d.Key(rootRef).ID
+			for i := range d.Keys {
+				if d.Keys[i].RootKeyID == old {
+					d.Keys[i].RootKeyID = "krk_1"
+				}
+			}
+			d.Key(rootRef).ID = "krk_1"
+		}, `root key of scope "a"`, "base32hex"},
+		"root key renamed": {root(func(k *store.Key) { k.ID = "krk_1" }), "database", "refers to root key"},
 		"root key purpose": {root(func(k *store.Key) { k.Purpose = "x" }), `root key of scope "a"`, "was read as"},
 		"scope":            {root(func(k *store.Key) { k.Scope = "a\n" }), `root key of scope "a\n"`, "control character"},
-		"root key's sequence number": {root(func(k *store.Key) { k.Seq = 0 }),
-			`root key of scope "a"`, "sequence number is 0"},
+		"root key's sequence number": {
+			root(func(k *store.Key) { k.Seq = 0 }),
+			`root key of scope "a"`, "sequence number is 0",
+		},
 		"data key id": {sessions(func(k *store.Key) { k.ID = "kdk_1" }), sessionsName, "base32hex"},
 		"data key with another's id": {func(d *memstore.Data) {
 			// A key's id cannot come twice in the specification's maps, one of a version can.
@@ -170,6 +183,13 @@ func TestCheckFindsEachBrokenInvariant(t *testing.T) {
 		"tombstone gone":  {sessions(func(k *store.Key) { k.Tombstones = nil }), sessionsName, "version 1 is not there"},
 		"number twice":    {sessions(func(k *store.Key) { k.Versions[1].Number = 2 }), sessionsName, "version 3 is not there"},
 		"live and dead":   {sessions(func(k *store.Key) { k.Tombstones[0].Number = 2 }), sessionsName, "version 1 is not there"},
+		"too many versions": {sessions(func(k *store.Key) {
+			k.Versions, k.Tombstones, k.Head = k.Versions[2:3], nil, key.MaxVersion+1
+			k.Versions[0].Number = k.Head
+			for n := key.Version(1); n < k.Head; n++ {
+				k.Tombstones = append(k.Tombstones, store.Tombstone{Number: n, Commit: make([]byte, 32), Destroyed: 1})
+			}
+		}), sessionsName, "more than 65535 versions"},
 		"live and dead, dense": {sessions(func(k *store.Key) {
 			second := k.Tombstones[0]
 			second.Number = 2
@@ -201,11 +221,13 @@ func TestCheckFindsEachBrokenInvariant(t *testing.T) {
 			d.Key(rawRef).Versions[0].Number = 1
 		}, "version 4 of " + sessionsName, "too"},
 
-		"empty blob":     {sessions(func(k *store.Key) { k.Versions[0].Blob = nil }), "version 2 of " + sessionsName, "has 0 bytes"},
-		"short blob":     {sessions(func(k *store.Key) { k.Versions[0].Blob = k.Versions[0].Blob[:72] }), "version 2 of " + sessionsName, "has 72 bytes"},
-		"long blob":      {sessions(func(k *store.Key) { k.Versions[0].Blob = append(k.Versions[0].Blob, 0) }), "version 2 of " + sessionsName, "has 74 bytes"},
-		"blob's format":  {sessions(func(k *store.Key) { k.Versions[0].Blob[0] = 2 }), "version 2 of " + sessionsName, "begins with 0x02"},
-		"raw blob empty": {onKey(rawRef, func(k *store.Key) { k.Versions[0].Blob = k.Versions[0].Blob[:73] }), `version 1 of key "raw" of scope "a"`, "has 73 bytes"},
+		"empty blob":    {sessions(func(k *store.Key) { k.Versions[0].Blob = nil }), "version 2 of " + sessionsName, "has 0 bytes"},
+		"short blob":    {sessions(func(k *store.Key) { k.Versions[0].Blob = k.Versions[0].Blob[:72] }), "version 2 of " + sessionsName, "has 72 bytes"},
+		"long blob":     {sessions(func(k *store.Key) { k.Versions[0].Blob = append(k.Versions[0].Blob, 0) }), "version 2 of " + sessionsName, "has 74 bytes"},
+		"blob's format": {sessions(func(k *store.Key) { k.Versions[0].Blob[0] = 2 }), "version 2 of " + sessionsName, "begins with 0x02"},
+		"raw blob empty": {onKey(rawRef, func(k *store.Key) {
+			k.Versions[0].Blob = k.Versions[0].Blob[:73]
+		}), `version 1 of key "raw" of scope "a"`, "has 73 bytes"},
 		"raw blob too long": {onKey(rawRef, func(k *store.Key) {
 			k.Versions[0].Blob = append([]byte{1}, make([]byte, 73+1024)...)
 		}), `version 1 of key "raw" of scope "a"`, "has 1098 bytes"},
@@ -215,17 +237,23 @@ func TestCheckFindsEachBrokenInvariant(t *testing.T) {
 		"data version ik_kid": {sessions(func(k *store.Key) { k.Versions[0].IKKID = k.IKKID }), "version 2 of " + sessionsName, "has an installation key id"},
 		"root version parent": {root(func(k *store.Key) { k.Versions[0].Parent = "krkv_0" }), `version 1 of root key of scope "a"`, "has the parent"},
 		"root version ik_kid": {root(func(k *store.Key) { k.Versions[0].IKKID = nil }), `version 1 of root key of scope "a"`, "has 0 bytes"},
-		"root version's foreign ik_kid": {root(func(k *store.Key) { k.Versions[0].IKKID = make([]byte, 16) }),
-			`version 1 of root key of scope "a"`, "no root slot holds"},
+		"root version's foreign ik_kid": {
+			root(func(k *store.Key) { k.Versions[0].IKKID = make([]byte, 16) }),
+			`version 1 of root key of scope "a"`, "no root slot holds",
+		},
 
 		"tombstone time": {sessions(func(k *store.Key) { k.Tombstones[0].Destroyed = 0 }), "tombstone 1 of " + sessionsName, "destroyed at 0"},
 		"tombstone alg":  {sessions(func(k *store.Key) { k.Tombstones[0].Alg = 7 }), "tombstone 1 of " + sessionsName, "alg 0x07"},
-		"tombstone commitment": {sessions(func(k *store.Key) { k.Tombstones[0].Commit = k.Tombstones[0].Commit[:9] }),
-			"tombstone 1 of " + sessionsName, "has 9 bytes"},
+		"tombstone commitment": {
+			sessions(func(k *store.Key) { k.Tombstones[0].Commit = k.Tombstones[0].Commit[:9] }),
+			"tombstone 1 of " + sessionsName, "has 9 bytes",
+		},
 		"tombstone id":    {sessions(func(k *store.Key) { k.Tombstones[0].ID = "kdkv_1" }), "tombstone 1 of " + sessionsName, "does not follow"},
 		"tombstone no id": {sessions(func(k *store.Key) { k.Tombstones[0].ID = "" }), "tombstone 1 of " + sessionsName, "no id of a version"},
-		"tombstone alg of a missing number": {onKey(importedRef, func(k *store.Key) { k.Tombstones[0].Alg = 7 }),
-			`tombstone 2 of key "imported" of scope "a"`, "alg 0x07"},
+		"tombstone alg of a missing number": {
+			onKey(importedRef, func(k *store.Key) { k.Tombstones[0].Alg = 7 }),
+			`tombstone 2 of key "imported" of scope "a"`, "alg 0x07",
+		},
 		"tombstone of a live id": {sessions(func(k *store.Key) {
 			k.Tombstones[0].ID, k.Tombstones[0].Commit = k.Versions[0].ID, k.Versions[0].Commit
 		}), "tombstone 1 of " + sessionsName, "too"},
@@ -298,8 +326,7 @@ func TestCheckReturnsTheErrorOfAnyRead(t *testing.T) {
 
 func TestCheckNeedsTheTables(t *testing.T) {
 	_, err := store.Check(t.Context(), memstore.New())
-	var schema *store.SchemaError
-	if !errors.As(err, &schema) {
+	if _, ok := errors.AsType[*store.SchemaError](err); !ok {
 		t.Errorf("Check without tables: %v; want a *store.SchemaError", err)
 	}
 }

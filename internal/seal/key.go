@@ -34,8 +34,8 @@ func (id Identity) validate() error {
 		return id.Purpose.Validate()
 	case id.Purpose != "":
 		return key.Invalid("purpose", string(id.Purpose), "a root key has none")
-	case id.Alg != key.Message:
-		return key.Invalid("algorithm", id.Alg.String(), "a root key has none but "+key.Message.String())
+	case id.Alg != key.Message && id.Alg != key.Imported:
+		return key.Invalid("algorithm", id.Alg.String(), "a root key is for wrapping, or was imported")
 	}
 	return nil
 }

@@ -30,11 +30,11 @@ type Mode int
 // The modes.
 const (
 	Before Mode = iota // nothing is done; the error is [store.ErrUnavailable]
-	After              // all is done and the answer is lost: [store.ErrUnknownOutcome] for what writes, else [store.ErrUnavailable]
+	After              // done, and the answer is lost: [store.ErrUnknownOutcome] for what writes, else [store.ErrUnavailable]
 )
 
-// Store passes every call on to another store, but for the one that has to fail. It is safe for concurrent use. Every call
-// counts but those of Close, InTx and the functions below, whatever comes of it, also those inside a transaction.
+// Store passes every call on to another store, but for the one that has to fail. It is safe for concurrent use. Every
+// call counts but those of Close, InTx and the functions below, whatever comes of it, also those inside a transaction.
 type Store struct {
 	queries
 	s store.Store
@@ -45,8 +45,8 @@ func New(s store.Store) *Store {
 	return &Store{queries: queries{q: s, plan: &plan{}}, s: s}
 }
 
-// Fail lets the n-th call from now fail, 0 being the next, and only that one. It replaces what an earlier Fail said, and
-// [Store.Fired] is false again.
+// Fail lets the n-th call from now fail, 0 being the next, and only that one. It replaces what an earlier Fail said,
+// and [Store.Fired] is false again.
 func (s *Store) Fail(n int, mode Mode) {
 	s.plan.mu.Lock()
 	defer s.plan.mu.Unlock()
@@ -75,8 +75,8 @@ func (s *Store) Calls() int {
 	return len(s.plan.log)
 }
 
-// Log is the names of the calls since New, in the order in which they began, such as "Create" and, inside a transaction,
-// "Tx.Create".
+// Log is the names of the calls since New, in the order in which they began, such as "Create" and, inside a
+// transaction, "Tx.Create".
 func (s *Store) Log() []string {
 	s.plan.mu.Lock()
 	defer s.plan.mu.Unlock()
@@ -91,8 +91,8 @@ func (s *Store) Hook(f func(call string)) {
 	s.plan.hook = f
 }
 
-// InTx returns tx with its calls counted with the others, and failing like them. A call that fails in mode After has been
-// done inside the transaction.
+// InTx returns tx with its calls counted with the others, and failing like them. A call that fails in mode After has
+// been done inside the transaction.
 func (s *Store) InTx(tx store.Tx) store.Tx {
 	return store.Tx{Queries: queries{q: tx.Queries, plan: s.plan, prefix: "Tx."}}
 }

@@ -18,8 +18,8 @@ type Data struct {
 	Graves       []store.Tombstone   // of versions whose key is gone
 }
 
-// Edit calls f with a copy of all rows and puts what f leaves in their place. No rule is looked at, tables or not; of two
-// root keys of one scope, or two data keys of one purpose, it is open which will be read.
+// Edit calls f with a copy of all rows and puts what f leaves in their place. No rule is looked at, tables or not; of
+// two root keys of one scope, or two data keys of one purpose, it is open which will be read.
 func (s *Store) Edit(f func(*Data)) {
 	s.db.lock <- struct{}{}
 	defer s.release()

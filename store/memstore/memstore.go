@@ -27,7 +27,8 @@ var (
 )
 
 // Store is one handle on a database in memory; [New] makes both, [Store.Reopen] another handle. It implements
-// [store.Store]. The zero value is not usable. Each write copies the indexes, so that its cost grows with the number of rows.
+// [store.Store]. The zero value is not usable. Each write copies the indexes, so that its cost grows with the number of
+// rows.
 type Store struct {
 	// Clock is the database's clock; nil is [time.Now]. To be set before the store is used.
 	Clock func() time.Time
@@ -93,8 +94,8 @@ func (s *Store) Close() error {
 	return nil
 }
 
-// DeleteScope does what an application's delete that cascades to the scope's root key does: the root key, its data keys and
-// all their versions go, and each version leaves a tombstone. It does nothing if there is no such scope.
+// DeleteScope does what an application's delete that cascades to the scope's root key does: the root key, its data keys
+// and all their versions go, and each version leaves a tombstone. It does nothing if there is no such scope.
 func (s *Store) DeleteScope(ctx context.Context, scope key.Scope) error {
 	return s.write(ctx, func(d *state) error {
 		d.deleteScope(scope, s.now())
@@ -102,8 +103,9 @@ func (s *Store) DeleteScope(ctx context.Context, scope key.Scope) error {
 	})
 }
 
-// RenameScope does what an application's update that cascades to the scope's root key does: the row has the new name, the
-// manifest still the old one. [store.ErrConflict] if the new name is taken; it does nothing if there is no such scope.
+// RenameScope does what an application's update that cascades to the scope's root key does: the row has the new name,
+// the manifest still the old one. [store.ErrConflict] if the new name is taken; it does nothing if there is no such
+// scope.
 func (s *Store) RenameScope(ctx context.Context, old, renamed key.Scope) error {
 	return s.write(ctx, func(d *state) error { return d.renameScope(old, renamed) })
 }
@@ -193,9 +195,9 @@ func (s *Store) acquire(ctx context.Context) error {
 
 func (s *Store) release() { <-s.db.lock }
 
-// Tx is a transaction of an application's. From Begin to Commit or Rollback it holds the one lock that every write of this
-// database needs, so that what it sees cannot change; reads outside it go on and see what was committed before.
-// It is not safe for concurrent use.
+// Tx is a transaction of an application's. From Begin to Commit or Rollback it holds the one lock that every write of
+// this database needs, so that what it sees cannot change; reads outside it go on and see what was committed before. It
+// is not safe for concurrent use.
 type Tx struct {
 	s    *Store
 	d    *state
@@ -217,7 +219,8 @@ func (t *Tx) Commit() error {
 	return t.Rollback()
 }
 
-// Rollback ends the transaction without a trace. It does nothing if the transaction is over, so that it can be deferred.
+// Rollback ends the transaction without a trace. It does nothing if the transaction is over, so that it can be
+// deferred.
 func (t *Tx) Rollback() error {
 	if !t.over {
 		t.over = true

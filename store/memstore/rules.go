@@ -59,8 +59,7 @@ func (d *state) checkNew(k *store.Key) error {
 	if d.keys[k.ID] != nil {
 		return errors.New("the id is taken")
 	}
-	switch k.Kind {
-	case key.KEK:
+	if k.Kind == key.KEK {
 		if k.RootKeyID != "" || k.Purpose != "" {
 			return errors.New("a root key has no root key and no purpose")
 		}
@@ -70,15 +69,13 @@ func (d *state) checkNew(k *store.Key) error {
 		if d.tenants != nil && !d.tenants[k.Scope] {
 			return fmt.Errorf("there is no row for scope %q: %w", k.Scope, store.ErrForeignKey)
 		}
-	case key.DEK:
+	} else {
 		if k.Scope != "" {
 			return errors.New("a data key has no scope of its own")
 		}
 		if err := k.Purpose.Validate(); err != nil {
 			return err
 		}
-	default:
-		return fmt.Errorf("a key cannot be of kind %q", k.Kind)
 	}
 	ids := map[key.ID]bool{}
 	for i := range k.Versions {

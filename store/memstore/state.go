@@ -20,7 +20,8 @@ type state struct {
 	keys    map[key.ID]*store.Key
 	scopes  map[key.Scope]key.ID // root keys
 	data    map[key.ID][]key.ID  // of a root key, its data keys by purpose
-	// versions has every id that a version ever had, and the key it is of: live, a tombstone, or, with an empty key, one in graves.
+	// versions has every id that a version ever had, and the key it is of: live, a tombstone, or, with an empty key,
+	// one in graves.
 	versions map[key.ID]key.ID
 	graves   []store.Tombstone // of versions whose key is gone
 	tenants  map[key.Scope]bool
@@ -105,6 +106,9 @@ func (d *state) create(inst [16]byte, keys []store.Key, now int64) (int, error) 
 	n := 0
 	for i := range keys {
 		k := cloneKey(&keys[i])
+		if k.Kind != key.KEK && k.Kind != key.DEK {
+			return 0, fmt.Errorf("create key %s: a key cannot be of kind %q", k.ID, k.Kind)
+		}
 		if d.leftOut(&k) {
 			continue
 		}

@@ -3,6 +3,7 @@ package sqlitestore
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -25,6 +26,30 @@ func TestConformance(t *testing.T) {
 			storetest.Run(t, harness(c))
 		})
 	}
+}
+
+// TestConformanceOnAnotherDriver uses the application's own pool, whose driver does not show SQLite's result codes.
+func TestConformanceOnAnotherDriver(t *testing.T) {
+	h := harness(Config{})
+	onPool := func(t testing.TB, path string) store.Store {
+		t.Helper()
+		db := sql.OpenDB(newConnector(t, path, &faults{plain: true}))
+		s, err := New(db)
+		must(t, err)
+		t.Cleanup(func() {
+			if err := errors.Join(s.Close(), db.Close()); err != nil {
+				t.Error(err)
+			}
+		})
+		return s
+	}
+	h.Open = func(t testing.TB) store.Store {
+		path := filepath.Join(t.TempDir(), "keys.db")
+		open(t, Config{}, path)
+		return onPool(t, path)
+	}
+	h.Reopen = func(t testing.TB, s store.Store) store.Store { return onPool(t, fileOf(t, s.(*Store))) }
+	storetest.Run(t, h)
 }
 
 func harness(c Config) storetest.Harness {

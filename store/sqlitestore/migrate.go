@@ -33,14 +33,22 @@ create table if not exists {prefix}_schema_migrations (version integer not null 
 
 // CheckSchema implements [store.Store]. Besides, it is an error if the scopes of the tables are not of the configured type.
 func (s *Store) CheckSchema(ctx context.Context) error {
-	version, err := s.tables.schemaVersion(ctx, s.db)
-	if err == nil && version != store.SchemaVersion {
-		err = s.tables.schemaError(version)
+	return s.tables.explain(ctx, "check the tables", s.checkSchema(ctx))
+}
+
+func (s *Store) checkSchema(ctx context.Context) error {
+	db, err := s.pool()
+	if err != nil {
+		return err
 	}
-	if err == nil {
-		err = s.tables.checkScopeType(ctx, s.db)
+	version, err := s.tables.schemaVersion(ctx, db)
+	if err != nil {
+		return err
 	}
-	return s.tables.explain(ctx, "check the tables", err)
+	if version != store.SchemaVersion {
+		return s.tables.schemaError(version)
+	}
+	return s.tables.checkScopeType(ctx, db)
 }
 
 func (t *tables) schemaError(have int) error {
@@ -132,11 +140,15 @@ func (s *Store) migrationStatus(ctx context.Context) ([]Migration, error) {
 	if err != nil {
 		return nil, err
 	}
-	version, err := s.tables.schemaVersion(ctx, s.db)
+	db, err := s.pool()
 	if err != nil {
 		return nil, err
 	}
-	last, err := s.tables.lastMigration(ctx, s.db)
+	version, err := s.tables.schemaVersion(ctx, db)
+	if err != nil {
+		return nil, err
+	}
+	last, err := s.tables.lastMigration(ctx, db)
 	if err != nil {
 		return nil, err
 	}

@@ -63,7 +63,12 @@ func runChild(args []string) error {
 	m, inst := storetest.NewMaker(number), [16]byte(in.Inst)
 	for i := 0; args[0] == "crash" || i < transactionsOfAChild; i++ {
 		scope := key.Scope(fmt.Sprintf("%d-%d", number, i))
-		if n, err := s.Create(ctx, inst, m.Scope(scope, "one")); n != 2 || err != nil {
+		keys := m.Scope(scope, "one")
+		for i := range keys {
+			keys[i].IKKID = in.IKKID
+		}
+		keys[0].Versions[0].IKKID = in.IKKID
+		if n, err := s.Create(ctx, inst, keys); n != 2 || err != nil {
 			return fmt.Errorf("create scope %s: %d, %w", scope, n, err)
 		}
 		if err := rotateShared(ctx, s, m, inst); err != nil {
@@ -93,7 +98,7 @@ func rotateShared(ctx context.Context, s *Store, m *storetest.Maker, inst [16]by
 		default:
 			u = m.Add(k, &f.Root)
 		}
-		u.Inst = inst
+		u.Inst, u.Manifest.IKKID = inst, k.IKKID
 		if err := s.Update(ctx, u); !errors.Is(err, store.ErrConflict) {
 			return err
 		}

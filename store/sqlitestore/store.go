@@ -146,31 +146,39 @@ func (s *Store) query(ctx context.Context, q query, args ...any) (*sql.Rows, err
 
 func (s *Store) prepared(ctx context.Context, q query) (*sql.Stmt, error) {
 	s.mu.Lock()
-	stmt, closed := s.stmts[q], s.stmts == nil
+	stmt := s.stmts[q]
 	s.mu.Unlock()
 	if stmt != nil {
 		return stmt, nil
 	}
-	if closed {
-		return nil, errors.New("the store is closed")
+	db, err := s.pool()
+	if err != nil {
+		return nil, err
 	}
 	// Not under the lock: it may wait for a connection.
-	stmt, err := s.db.PrepareContext(ctx, s.tables.text[q])
-	if err != nil {
+	if stmt, err = db.PrepareContext(ctx, s.tables.text[q]); err != nil {
 		return nil, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if other := s.stmts[q]; other != nil || s.stmts == nil {
-		return other, errors.Join(stmt.Close(), closedError(other))
+	switch other := s.stmts[q]; {
+	case s.stmts == nil:
+		return nil, errors.Join(errClosed, stmt.Close())
+	case other != nil:
+		return other, stmt.Close()
 	}
 	s.stmts[q] = stmt
 	return stmt, nil
 }
 
-func closedError(other *sql.Stmt) error {
-	if other == nil {
-		return errors.New("the store is closed")
+var errClosed = errors.New("the store is closed")
+
+// pool is the database, which may be open for the application when the store is closed.
+func (s *Store) pool() (*sql.DB, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stmts == nil {
+		return nil, errClosed
 	}
-	return nil
+	return s.db, nil
 }

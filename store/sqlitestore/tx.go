@@ -43,7 +43,11 @@ func checkForeignKeys(ctx context.Context, c connection) error {
 
 // write is one BEGIN IMMEDIATE transaction on a connection of its own.
 func (s *Store) write(ctx context.Context, f func(*writer) error) (err error) {
-	conn, err := s.db.Conn(ctx)
+	db, err := s.pool()
+	if err != nil {
+		return err
+	}
+	conn, err := db.Conn(ctx)
 	if err != nil {
 		return err
 	}

@@ -246,7 +246,8 @@ var createTests = []test{
 	})},
 }
 
-// imported makes the only version of k its third: before it an imported one with an old id, and a number that is missing.
+// imported makes the only version of k its third: before it an imported one with an old id, and a number that is
+// missing.
 func (e *env) imported(k store.Key, oldID key.ID) store.Key {
 	v := k.Versions[0]
 	old := e.m.Version(k.Kind, 1, key.Retired, key.Imported, v.Parent)

@@ -18,8 +18,8 @@ const (
 	Created     = 1_750_000_000
 )
 
-// Maker makes rows of the right shape without any cryptography: ids follow from commitments, sizes are right, and what would be
-// sealed or authenticated is random. Equal seeds make equal rows. It is safe for concurrent use.
+// Maker makes rows of the right shape without any cryptography: ids follow from commitments, sizes are right, and what
+// would be sealed or authenticated is random. Equal seeds make equal rows. It is safe for concurrent use.
 type Maker struct {
 	mu    sync.Mutex
 	rnd   *rand.ChaCha8

@@ -134,7 +134,8 @@ var rewrapTests = []test{
 	})},
 }
 
-// rotated makes a scope whose root key and two data keys have two versions each, the data keys' all under the root key's first.
+// rotated makes a scope whose root key and two data keys have two versions each, the data keys' all under the root
+// key's first.
 func (e *env) rotated() store.Family {
 	e.Helper()
 	scope := e.scope(1)

@@ -16,8 +16,8 @@ import (
 	"keyhold.example/keyhold/store"
 )
 
-// Harness is how the suite gets at the databases of one kind. Its functions fail the test themselves, and close what they
-// open when the test is over. Where an optional function is nil, the tests that need it are skipped.
+// Harness is how the suite gets at the databases of one kind. Its functions fail the test themselves, and close what
+// they open when the test is over. Where an optional function is nil, the tests that need it are skipped.
 type Harness struct {
 	// Open returns a store on a fresh, empty database without tables.
 	Open func(t testing.TB) store.Store
@@ -25,24 +25,27 @@ type Harness struct {
 	// Reopen returns a further handle on the database of s, any number of them at once. Optional: nil uses s itself.
 	Reopen func(t testing.TB, s store.Store) store.Store
 
-	// Begin begins a transaction of an application's on the database of s, and sees to it that it is rolled back when the test
-	// is over, if it is still open. Optional.
+	// Begin begins a transaction of an application's on the database of s, and sees to it that it is rolled back when
+	// the test is over, if it is still open. Optional.
 	Begin func(t testing.TB, s store.Store) (tx store.Tx, commit, rollback func() error)
 
-	// DeleteScope deletes the row of the scope's root key, as the application's delete of a tenant does by cascade. Optional.
+	// DeleteScope deletes the row of the scope's root key, as the application's delete of a tenant does by cascade.
+	// Optional.
 	DeleteScope func(t testing.TB, s store.Store, scope key.Scope)
 
 	// RenameScope changes the scope in the row of its root key, as the application's update does by cascade. Optional.
 	RenameScope func(t testing.TB, s store.Store, old, renamed key.Scope)
 
-	// RequireScopes puts a foreign key on root keys that allows these scopes alone. Called once, before there are keys. Optional.
+	// RequireScopes puts a foreign key on root keys that allows these scopes alone. Called once, before there are keys.
+	// Optional.
 	RequireScopes func(t testing.TB, s store.Store, scopes ...key.Scope)
 
-	// Refer inserts a row into a table of the application's that refers to the data key version with the id. Called once. Optional.
+	// Refer inserts a row into a table of the application's that refers to the data key version with the id. Called
+	// once. Optional.
 	Refer func(t testing.TB, s store.Store, id key.ID)
 
-	// ScopeName returns the n-th of any number of scopes, for databases whose type of scopes is not text. Optional: nil takes
-	// any text.
+	// ScopeName returns the n-th of any number of scopes, for databases whose type of scopes is not text. Optional: nil
+	// takes any text.
 	ScopeName func(n int) key.Scope
 }
 
@@ -295,5 +298,6 @@ func (e *env) wantClass(what string, err, want error) {
 	}
 }
 
-// errRefused stands for an error that is none of the store's: what was asked for breaks a rule, and trying again is no use.
+// errRefused stands for an error that is none of the store's: what was asked for breaks a rule, and trying again is no
+// use.
 var errRefused = errors.New("refused")

@@ -167,7 +167,8 @@ func inTx(run func(e *env, begin func() (store.Tx, func() error, func() error)))
 	}
 }
 
-// changeAll changes something by each call of tx: it creates scope 2, adds to the data key of first, which is scope 1, and rewraps it.
+// changeAll changes something by each call of tx: it creates scope 2, adds to the data key of first, which is scope 1,
+// and rewraps it.
 func (e *env) changeAll(tx store.Tx, first []store.Key) {
 	e.Helper()
 	if n, err := tx.Create(e.ctx, e.m.Inst(), e.m.Scope(e.scope(2), "sessions")); n != 2 || err != nil {

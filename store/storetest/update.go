@@ -21,8 +21,8 @@ func bothKinds(run func(e *env, ref key.Ref)) func(e *env) {
 	}
 }
 
-// life brings the key to these versions: 1 destroyed, 2 disabled, 3 retired, 4 active, 5 pending, all data keys' under the
-// root key's version that was the head before.
+// life brings the key to these versions: 1 destroyed, 2 disabled, 3 retired, 4 active, 5 pending, all data keys' under
+// the root key's version that was the head before.
 func (e *env) life(ref key.Ref) store.Key {
 	e.Helper()
 	k := e.key(ref)
