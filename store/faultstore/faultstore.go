@@ -30,7 +30,7 @@ type Mode int
 // The modes.
 const (
 	Before Mode = iota // nothing is done; the error is [store.ErrUnavailable]
-	After              // done, and the answer is lost: [store.ErrUnknownOutcome] for what writes, else [store.ErrUnavailable]
+	After              // done, and the answer is lost: [store.ErrUnknownOutcome] if it writes, else [store.ErrUnavailable]
 )
 
 // Store passes every call on to another store, but for the one that has to fail. It is safe for concurrent use. Every

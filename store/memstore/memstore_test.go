@@ -145,6 +145,9 @@ func TestDeletedScopeLeavesATombstoneForEachVersion(t *testing.T) {
 	must(t, s.Update(t.Context(), m.Destroy(&f.Data[0], 2)))
 	must(t, s.DeleteScope(t.Context(), "none"))
 	must(t, s.DeleteScope(t.Context(), "a"))
+	if n, err := s.Create(t.Context(), m.Inst(), []store.Key{f.Root}); err == nil {
+		t.Errorf("Create of a buried version: %d, no error", n)
+	}
 	graves := map[key.ID]bool{}
 	s.Edit(func(d *memstore.Data) {
 		if len(d.Keys) != 0 {
@@ -163,9 +166,8 @@ func TestDeletedScopeLeavesATombstoneForEachVersion(t *testing.T) {
 		t.Errorf("%d tombstones, want 3", len(graves))
 	}
 	// Also after an edit, what has a tombstone is never inserted again.
-	f.Root.Seq++
 	if n, err := s.Create(t.Context(), m.Inst(), []store.Key{f.Root}); err == nil {
-		t.Errorf("Create of a buried version: %d, no error", n)
+		t.Errorf("Create of a buried version after an edit: %d, no error", n)
 	}
 }
 
@@ -183,6 +185,15 @@ func TestRenameRefusesATakenOrMalformedName(t *testing.T) {
 	must(t, s.RenameScope(t.Context(), "none", "c"))
 	if _, err := s.Scope(t.Context(), "c"); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("Scope: %v; want nothing", err)
+	}
+}
+
+func TestRenameCarriesTheApplicationsRowAlong(t *testing.T) {
+	s, m := newInstalled(t)
+	must(t, s.RequireScopes(t.Context(), "a"))
+	must(t, s.RenameScope(t.Context(), "a", "b"))
+	if _, err := s.Create(t.Context(), m.Inst(), m.Scope("a")); !errors.Is(err, store.ErrForeignKey) {
+		t.Errorf("Create under the old name: %v; want %v", err, store.ErrForeignKey)
 	}
 }
 
@@ -293,16 +304,43 @@ func TestRefusesWhatAProgramMustNotDo(t *testing.T) {
 			t.Errorf("Create of a data key, %s: %d, no error", name, n)
 		}
 	}
-	u := m.Destroy(&f.Data[0], 1)
-	u.States = []store.StateChange{{Number: 1, From: key.Active, To: key.Retired}}
-	if err := s.Update(t.Context(), u); err == nil {
+	k := f.Data[0]
+	for _, next := range []func() store.Update{
+		func() store.Update { return m.Add(&k, &f.Root) },
+		func() store.Update { return m.Add(&k, &f.Root) },
+		func() store.Update { return m.Activate(&k, 3) },
+	} {
+		must(t, s.Update(t.Context(), next()))
+		f, err := s.Key(t.Context(), key.Ref{Scope: "a", Purpose: "sessions"})
+		must(t, err)
+		k = f.Data[0]
+	}
+	if err := s.Update(t.Context(), m.Activate(&k, 2)); err == nil {
+		t.Error("Update that takes the head back: no error")
+	}
+	twice := m.Step(&k, 1, key.Disabled)
+	twice.Destroy = []key.Version{1}
+	if err := s.Update(t.Context(), twice); err == nil {
 		t.Error("Update that names a version twice: no error")
 	}
-	in := m.Installation()
-	in.ActiveSlot = "kr_none"
-	fresh := memstore.New()
-	must(t, fresh.Migrate(t.Context()))
-	if err := fresh.Initialize(t.Context(), in); err == nil {
-		t.Error("Initialize without the active slot: no error")
+	for name, spoil := range map[string]func(in *store.Installation){
+		"no active slot":   func(in *store.Installation) { in.ActiveSlot = "kr_none" },
+		"a removed slot":   func(in *store.Installation) { in.Slots[0].Removed = 1 },
+		"two active slots": func(in *store.Installation) { in.Slots[0].State, in.Slots[1].State = key.Active, key.Active },
+		"no slots":         func(in *store.Installation) { in.Slots = nil },
+		"a pending slot": func(in *store.Installation) {
+			for i := range in.Slots {
+				if in.Slots[i].ID != in.ActiveSlot {
+					in.Slots[i].State = key.Pending
+				}
+			}
+		},
+	} {
+		fresh, in := memstore.New(), m.Installation()
+		must(t, fresh.Migrate(t.Context()))
+		spoil(&in)
+		if err := fresh.Initialize(t.Context(), in); err == nil {
+			t.Errorf("Initialize with %s: no error", name)
+		}
 	}
 }

@@ -221,7 +221,7 @@ func (d *state) destroy(k *store.Key, n key.Version, now int64) error {
 }
 
 func tombstone(v *store.Version, now int64) store.Tombstone {
-	return store.Tombstone{ID: v.ID, Number: v.Number, Alg: v.Alg, Commit: bytes.Clone(v.Commit), Destroyed: now}
+	return store.Tombstone{ID: v.ID, Number: v.Number, Alg: v.Alg, Commit: v.Commit, Destroyed: now}
 }
 
 func (d *state) isParent(root, version key.ID) bool {

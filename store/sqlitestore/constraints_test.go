@@ -322,7 +322,8 @@ var whiteSpace = []int{
 	0x2009, 0x200a, 0x2028, 0x2029, 0x202f, 0x205f, 0x3000,
 }
 
-// attempt runs SQL on top of base in a transaction of its own, and returns what refused. The database is left as it was.
+// attempt runs SQL on top of base in a transaction of its own, and returns what refused. The database is left as it
+// was.
 func attempt(t *testing.T, s *Store, text string) error {
 	t.Helper()
 	ctx := context.WithoutCancel(t.Context())

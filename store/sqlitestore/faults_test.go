@@ -173,8 +173,9 @@ func prepared(t testing.TB, prepare func(t testing.TB, s *Store, m *storetest.Ma
 	return file
 }
 
-// TestAnyStatementMayFail fails the n-th statement of each operation, for every n: before it ran, after it ran, and with it all
-// that follow. Everything is there afterwards, or nothing, as the error says, and the pool's only connection can be used.
+// TestAnyStatementMayFail fails the n-th statement of each operation, for every n: before it ran, after it ran, and
+// with it all that follow. Everything is there afterwards, or nothing, as the error says, and the pool's only
+// connection can be used.
 func TestAnyStatementMayFail(t *testing.T) {
 	for _, op := range operations {
 		t.Run(op.name, func(t *testing.T) {
@@ -241,8 +242,8 @@ func again(t *testing.T, s *Store, run func(context.Context, *Store, store.Queri
 	}
 }
 
-// TestAnyStatementInATransactionMayFail does the same inside the application's transaction, which is then committed: what the
-// application did itself stays, and of the call nothing.
+// TestAnyStatementInATransactionMayFail does the same inside the application's transaction, which is then committed:
+// what the application did itself stays, and of the call nothing.
 func TestAnyStatementInATransactionMayFail(t *testing.T) {
 	for _, op := range operations[2:] {
 		t.Run(op.name, func(t *testing.T) {

@@ -31,7 +31,8 @@ create table if not exists {prefix}_schema_migrations (version integer not null 
 	setBookkeeping   = define(`insert into {prefix}_schema_migrations (version, dirty) values (?, ?)`)
 )
 
-// CheckSchema implements [store.Store]. Besides, it is an error if the scopes of the tables are not of the configured type.
+// CheckSchema implements [store.Store]. Besides, it is an error if the scopes of the tables are not of the configured
+// type.
 func (s *Store) CheckSchema(ctx context.Context) error {
 	return s.tables.explain(ctx, "check the tables", s.checkSchema(ctx))
 }
@@ -124,8 +125,8 @@ type Migration struct {
 	Applied bool
 }
 
-// MigrationStatus lists the migration files by number. Where an application ran them among its own, they count as applied if
-// the schema's version says so.
+// MigrationStatus lists the migration files by number. Where an application ran them among its own, they count as
+// applied if the schema's version says so.
 func (s *Store) MigrationStatus(ctx context.Context) ([]Migration, error) {
 	list, err := s.migrationStatus(ctx)
 	return list, s.tables.explain(ctx, "read which migrations there are", err)
@@ -175,8 +176,8 @@ func (t *tables) lastMigration(ctx context.Context, c queryer) (int, error) {
 	return version, err
 }
 
-// migrator is golang-migrate's view of the transaction that [Store.Migrate] is in. That transaction is the lock, and whoever began it
-// ends it; so what golang-migrate calls dirty is never committed.
+// migrator is golang-migrate's view of the transaction that [Store.Migrate] is in. That transaction is the lock, and
+// whoever began it ends it; so what golang-migrate calls dirty is never committed.
 type migrator struct {
 	ctx    context.Context //nolint:containedctx // golang-migrate's interface has none, and this lives for one call
 	tables *tables

@@ -119,8 +119,8 @@ func TestMigrationStatusSaysWhatIsApplied(t *testing.T) {
 	}
 }
 
-// TestAnApplicationRunsTheMigrationsAmongItsOwn folds the files in after its own first one, renumbered and renamed, and runs all with
-// golang-migrate's own driver.
+// TestAnApplicationRunsTheMigrationsAmongItsOwn folds the files in after its own first one, renumbered and renamed, and
+// runs all with golang-migrate's own driver.
 func TestAnApplicationRunsTheMigrationsAmongItsOwn(t *testing.T) {
 	ours, err := Migrations(migrate.Options{First: 2, Name: "keys_", ScopeTable: "tenant", ScopeColumn: "id"})
 	must(t, err)

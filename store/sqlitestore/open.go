@@ -21,8 +21,8 @@ import (
 // busyTimeout is how long a connection of ours waits for another process's lock.
 const busyTimeout = 5 * time.Second
 
-// creating keeps a file that is being made from being opened at the same time by this process: closing it after making it would
-// release the locks that SQLite has on it.
+// creating keeps a file that is being made from being opened at the same time by this process: closing it after making
+// it would release the locks that SQLite has on it.
 var creating sync.Mutex
 
 // Open opens an existing database file with the defaults; see [Config.Open].
@@ -32,13 +32,13 @@ func Open(path string) (*Store, error) { return Config{}.Open(path) }
 func Create(path string) (*Store, error) { return Config{}.Create(path) }
 
 // Open opens an existing database file; the path is that of a file whatever characters it has. The error wraps
-// [fs.ErrNotExist] if there is none, and [store.ErrUnavailable] if it is not a database or cannot be opened. A file that cannot be
-// written is opened for reading, if SQLite can.
+// [fs.ErrNotExist] if there is none, and [store.ErrUnavailable] if it is not a database or cannot be opened. A file
+// that cannot be written is opened for reading, if SQLite can.
 //
-// The file is brought to WAL mode, so that readers and the writer do not wait for each other. Every connection has foreign keys on,
-// a busy_timeout of 5 s, secure_delete on, so that a destroyed key does not stay in free pages, and synchronous=FULL: with
-// less, a power cut could take away a key's commit after data was sealed with the key. Transactions that the application begins on
-// [Store.DB] are BEGIN IMMEDIATE, unless they are begun as read-only.
+// The file is brought to WAL mode, so that readers and the writer do not wait for each other. Every connection has
+// foreign keys on, a busy_timeout of 5 s, secure_delete on, so that a destroyed key does not stay in free pages, and
+// synchronous=FULL: with less, a power cut could take away a key's commit after data was sealed with the key.
+// Transactions that the application begins on [Store.DB] are BEGIN IMMEDIATE, unless they are begun as read-only.
 func (c Config) Open(path string) (*Store, error) { return c.open(path, false) }
 
 // Create is [Config.Open], but makes the file, with mode 0600, if it is not there. It makes no folders and no tables.
@@ -119,8 +119,8 @@ func dataSource(path string) (string, error) {
 	return (&url.URL{Scheme: "file", Path: path, RawQuery: query.Encode()}).String(), nil
 }
 
-// useWAL brings the file to WAL mode, once for all its connections. Changing the mode needs the file alone, and SQLite does not
-// wait for that as it waits for other locks.
+// useWAL brings the file to WAL mode, once for all its connections. Changing the mode needs the file alone, and SQLite
+// does not wait for that as it waits for other locks.
 func useWAL(db *sql.DB) error {
 	for start := time.Now(); ; {
 		var mode string

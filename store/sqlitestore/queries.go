@@ -57,8 +57,8 @@ const (
 	rowDataTombstone
 )
 
-// family is a statement that reads a family. ctes are the common table expressions that pick the root key, r, and, if withData,
-// the data keys, d.
+// family is a statement that reads a family. ctes are the common table expressions that pick the root key, r, and, if
+// withData, the data keys, d.
 func family(ctes string, withData bool) query {
 	text := `with ` + ctes + `
 select 0, '', '', '', cast(strftime('%s', 'now') as integer), 0, 0, 0, 0, null, null, null

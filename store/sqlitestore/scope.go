@@ -8,8 +8,8 @@ import (
 	"keyhold.example/keyhold/migrate"
 )
 
-// scopeColumns are the scope types in SQLite's words. A CHECK that is not text relies on the column's affinity leaving what
-// is given as it is, and the functions here on giving it in the column's own type.
+// scopeColumns are the scope types in SQLite's words. A CHECK that is not text relies on the column's affinity leaving
+// what is given as it is, and the functions here on giving it in the column's own type.
 var scopeColumns = map[migrate.ScopeType]migrate.ScopeColumn{
 	migrate.Text: {Type: "text", Check: `
         typeof(scope_id) = 'text'

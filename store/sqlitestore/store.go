@@ -1,8 +1,8 @@
 // Package sqlitestore keeps wrapped keys in tables of an SQLite database, alone or among an application's own.
 //
-// It works with SQLite 3.35 and newer, and with any number of processes on one file of one machine. Every write of its own is one
-// BEGIN IMMEDIATE transaction, so that it waits for others at its beginning, as long as the connection's busy_timeout says,
-// and never in the middle.
+// It works with SQLite 3.35 and newer, and with any number of processes on one file of one machine. Every write of its
+// own is one BEGIN IMMEDIATE transaction, so that it waits for others at its beginning, as long as the connection's
+// busy_timeout says, and never in the middle.
 package sqlitestore
 
 import (
@@ -18,28 +18,28 @@ import (
 	"keyhold.example/keyhold/store"
 )
 
-// Config says which tables a store works with. The zero value is the defaults. All processes that share the tables have to
-// agree on it.
+// Config says which tables a store works with. The zero value is the defaults. All processes that share the tables have
+// to agree on it.
 type Config struct {
-	// Prefix begins the name of every table, as migrate.Options.Prefix says. Empty is "kms". Two installations with different
-	// prefixes can live in one database.
+	// Prefix begins the name of every table, as migrate.Options.Prefix says. Empty is "kms". Two installations with
+	// different prefixes can live in one database.
 	Prefix string
 
-	// ScopeType is the type of the column with the scope's id; empty is text. With migrate.UUID and migrate.BigInt a scope has to be the
-	// canonical text of one: lower-case hexadecimal digits with hyphens, or decimal digits without leading zeros.
-	// Any other is a [*key.InvalidError], and never finds another scope's row.
+	// ScopeType is the type of the column with the scope's id; empty is text. With migrate.UUID and migrate.BigInt a
+	// scope has to be the canonical text of one: lower-case hexadecimal digits with hyphens, or decimal digits without
+	// leading zeros. Any other is a [*key.InvalidError], and never finds another scope's row.
 	ScopeType migrate.ScopeType
 
-	// ScopeTable and ScopeColumn, both or neither, are the application's table of scopes and the column of their ids: Migrate
-	// gives root keys a foreign key to it that cascades on delete and update. SQLite cannot add one later.
+	// ScopeTable and ScopeColumn, both or neither, are the application's table of scopes and the column of their ids:
+	// Migrate gives root keys a foreign key to it that cascades on delete and update. SQLite cannot add one later.
 	ScopeTable, ScopeColumn string
 }
 
 //go:embed migrations/*.sql
 var embedded embed.FS
 
-// Migrations renders the migration files for o, to be run by golang-migrate among an application's own. An application that
-// does so need not call [Store.Migrate]. The error is a [*migrate.OptionError].
+// Migrations renders the migration files for o, to be run by golang-migrate among an application's own. An application
+// that does so need not call [Store.Migrate]. The error is a [*migrate.OptionError].
 func Migrations(o migrate.Options) (fs.FS, error) {
 	files, err := fs.Sub(embedded, "migrations")
 	if err != nil {
@@ -82,15 +82,16 @@ func (c Config) New(db *sql.DB) (*Store, error) {
 	return s, nil
 }
 
-// DB is the pool that the store works with, for the application's own tables and transactions. It belongs to whoever opened it:
-// [Store.Close] closes what [Open] and [Create] opened.
+// DB is the pool that the store works with, for the application's own tables and transactions. It belongs to whoever
+// opened it: [Store.Close] closes what [Open] and [Create] opened.
 func (s *Store) DB() *sql.DB { return s.db }
 
 // InTx is the tables inside the application's transaction, which has to be one of the same database. It uses that
-// transaction's connection alone. Each write is inside a savepoint: after an error nothing of it is left, and the transaction can go on,
-// unless the error says otherwise. The transaction should have begun with BEGIN IMMEDIATE (in the DSN: _txlock=immediate), because one
-// that reads first and then writes while others do is refused with [store.ErrUnavailable]. A foreign key of the
-// application's that is deferred is not seen here, but by the application's commit.
+// transaction's connection alone. Each write is inside a savepoint: after an error nothing of it is left, and the
+// transaction can go on, unless the error says otherwise. The transaction should have begun with BEGIN IMMEDIATE (in
+// the DSN: _txlock=immediate), because one that reads first and then writes while others do is refused with
+// [store.ErrUnavailable]. A foreign key of the application's that is deferred is not seen here, but by the
+// application's commit.
 func (s *Store) InTx(tx *sql.Tx) store.Tx {
 	return store.Tx{Queries: queries{tables: s.tables, view: &inTx{tables: s.tables, tx: tx}}}
 }

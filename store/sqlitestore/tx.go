@@ -14,7 +14,8 @@ import (
 // view is where statements run: a [Store], each call on its own, or the application's transaction.
 type view interface {
 	query(ctx context.Context, q query, args ...any) (*sql.Rows, error)
-	// write calls f, whose changes stay only if it returns nil. Whatever happens, no transaction or savepoint is left open.
+	// write calls f, whose changes stay only if it returns nil. Whatever happens, no transaction or savepoint is left
+	// open.
 	write(ctx context.Context, f func(*writer) error) error
 }
 
@@ -71,7 +72,8 @@ func (s *Store) write(ctx context.Context, f func(*writer) error) (err error) {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	// A commit does not wait for other processes, and one that was begun is not interrupted, so that its outcome is known.
+	// A commit does not wait for other processes, and one that was begun is not interrupted, so that its outcome is
+	// known.
 	_, err = conn.ExecContext(context.WithoutCancel(ctx), "commit")
 	if err == nil {
 		open = false
@@ -129,7 +131,8 @@ func (v *inTx) write(ctx context.Context, f func(*writer) error) (err error) {
 	return nil
 }
 
-// undo takes back what the call did. released says that its end was tried, so that a savepoint that is gone may have left all of it.
+// undo takes back what the call did. released says that its end was tried, so that a savepoint that is gone may have
+// left all of it.
 func (v *inTx) undo(ctx context.Context, released bool) error {
 	_, err := v.tx.ExecContext(ctx, "rollback to keyhold")
 	if err == nil {

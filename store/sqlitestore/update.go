@@ -30,8 +30,8 @@ update {prefix}_data_key_version set state = ?4 where data_key_id = ?1 and versi
 	destroyRootKeyVersion = define(`delete from {prefix}_root_key_version where root_key_id = ? and version = ?`)
 	destroyDataKeyVersion = define(`delete from {prefix}_data_key_version where data_key_id = ? and version = ?`)
 
-	// The foreign key says this only at the end of the transaction, which may be the application's. Of a version in another
-	// state there is another reason, which the trigger says.
+	// The foreign key says this only at the end of the transaction, which may be the application's. Of a version in
+	// another state there is another reason, which the trigger says.
 	isParent = define(`
 select exists (
     select 1
@@ -54,8 +54,8 @@ func (q queries) Update(ctx context.Context, u store.Update) error {
 	return q.tables.explain(ctx, "update key "+string(u.KeyID), err)
 }
 
-// update goes in an order that the constraints allow: the key's row first, because a version's state depends on which one is the
-// head; the old head's retirement before the new one's activation, because only one may be active.
+// update goes in an order that the constraints allow: the key's row first, because a version's state depends on which
+// one is the head; the old head's retirement before the new one's activation, because only one may be active.
 func (w *writer) update(ctx context.Context, u *store.Update) error {
 	if u.Kind != key.KEK && u.Kind != key.DEK {
 		return fmt.Errorf("a key cannot be of kind %q", u.Kind)

@@ -319,6 +319,11 @@ func createRefused(e *env) {
 	both("two active versions", func(k *store.Key) {
 		k.Versions = append(k.Versions, e.m.Version(k.Kind, 2, key.Active, key.Message, k.Versions[0].Parent))
 	})
+	for _, state := range []key.State{0, key.Destroyed} {
+		both(fmt.Sprintf("a further version in %v", state), func(k *store.Key) {
+			k.Versions = append(k.Versions, e.m.Version(k.Kind, 2, state, key.Message, k.Versions[0].Parent))
+		})
+	}
 	both("a number twice", func(k *store.Key) {
 		k.Versions = append(k.Versions, e.m.Version(k.Kind, 1, key.Retired, key.Message, k.Versions[0].Parent))
 	})
@@ -329,7 +334,11 @@ func createRefused(e *env) {
 		k.Tombstones = []store.Tombstone{{Number: 3, Alg: key.Message, Commit: make([]byte, 32)}}
 	})
 	both("tombstone with a short commitment", func(k *store.Key) {
-		k.Tombstones = []store.Tombstone{{Number: 2, Alg: key.Message, Commit: make([]byte, 31)}}
+		v := e.m.Version(k.Kind, 2, key.Disabled, key.Message, "")
+		k.Tombstones = []store.Tombstone{{ID: v.ID, Number: 2, Alg: key.Message, Commit: v.Commit[:31]}}
+	})
+	both("tombstone of an unknown alg", func(k *store.Key) {
+		k.Tombstones = []store.Tombstone{{Number: 2, Alg: 0x04, Commit: make([]byte, 32)}}
 	})
 	root("the id of another root key", func(k *store.Key) { k.ID = first[0].ID })
 	root("the id of another's version", func(k *store.Key) { k.Versions[0].ID = first[0].Versions[0].ID })

@@ -101,6 +101,16 @@ var readTests = []test{
 			e.Errorf("KeyOfVersion of the imported id: scope %q, %v", f.Root.Scope, err)
 		}
 	})},
+	{"a tombstone that came with its key is found by its id", initialized(func(e *env) {
+		k := e.m.RootKey(e.scope(1))
+		dead := e.m.Version(key.KEK, 2, key.Disabled, key.Message, "")
+		k.Tombstones = []store.Tombstone{tombstoneOf(dead)}
+		e.create(k)
+		f, err := e.s.KeyOfVersion(e.ctx, dead.ID)
+		if d := diff(store.Family{Root: k}, f); d != "" || err != nil {
+			e.Errorf("KeyOfVersion: %v (-want +read):\n%s", err, d)
+		}
+	})},
 	{"Scopes lists 1000 scopes in pages, each once", initialized(func(e *env) {
 		const n = 1000
 		var keys []store.Key
