@@ -15,8 +15,9 @@ const (
 	maxSeen   = 131_072
 )
 
-// cache keeps what is costly to make again: opened keys, by what they are and never by where they were found. Every entry is asked for by a
-// version id and commitment that a manifest has just vouched for, so no entry can be stale, and none says whether its key may be used.
+// cache keeps what is costly to make again: opened keys, by what they are and never by where they were found. Every
+// entry is asked for by a version id and commitment that a manifest has just vouched for, so no entry can be stale, and
+// none says whether its key may be used.
 //
 // It also remembers the highest sequence number that was seen of each key.
 type cache struct {
@@ -44,8 +45,8 @@ func (c *cache) find(v *store.Version) (opened, bool) {
 	return o, ok && string(o.commit[:]) == string(v.Commit)
 }
 
-// keep stores an opened version, unless another goroutine was first; it returns the one that is there now, so that all seal with the same
-// sealing prefix.
+// keep stores an opened version, unless another goroutine was first; it returns the one that is there now, so that all
+// seal with the same sealing prefix.
 func (c *cache) keep(id key.ID, o opened) opened {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -9,8 +9,9 @@ import (
 	"keyhold.example/keyhold/store"
 )
 
-// Check reads the whole installation, checks every rule that its rows have to keep and every manifest, and unwraps every key. It returns what it
-// found wrong, nothing if all is well. The error says that the check itself could not be ended. It changes nothing.
+// Check reads the whole installation, checks every rule that its rows have to keep and every manifest, and unwraps
+// every key. It returns what it found wrong, nothing if all is well. The error says that the check itself could not be
+// ended. It changes nothing.
 func (m *Manager) Check(ctx context.Context) ([]store.Finding, error) {
 	findings, err := m.checkRows(ctx)
 	if err != nil {

@@ -22,13 +22,13 @@ const (
 
 // Config is how a [Manager] works. [New] copies it and checks all of it; changing it afterwards changes nothing.
 type Config struct {
-	// Root is the external root: any go-kms-wrapping wrapper, configured and ready. Required. It is called by New alone, once; and
-	// three times where it makes an installation.
+	// Root is the external root: any go-kms-wrapping wrapper, configured and ready. Required. It is called by New
+	// alone, once; and three times where it makes an installation.
 	Root wrapping.Wrapper
 
-	// Purposes, RawPurposes and IndexPurposes are the data keys that every scope gets when it is created: for messages, for raw
-	// bytes that the application uses itself, for blind indexes. A purpose stands in one of them, once. What a purpose's key is for
-	// is fixed when the key is made. None is needed to use keys that are there.
+	// Purposes, RawPurposes and IndexPurposes are the data keys that every scope gets when it is created: for messages,
+	// for raw bytes that the application uses itself, for blind indexes. A purpose stands in one of them, once. What a
+	// purpose's key is for is fixed when the key is made. None is needed to use keys that are there.
 	Purposes      []key.Purpose
 	RawPurposes   []key.Purpose
 	IndexPurposes []key.Purpose
@@ -37,13 +37,14 @@ type Config struct {
 	// installation that is there. The default is to make nothing: an empty database is then [ErrNotInitialized].
 	Initialize bool
 
-	// Pins are the pins of which the installation must have one, as [Manager.Pin] and "keyhold init" print them: 64 hexadecimal
-	// digits. With a pin, whoever can write to the database cannot put an installation of their own in its place; an empty database
-	// is then [ErrPin], also with Initialize. The default accepts any installation that Root opens.
+	// Pins are the pins of which the installation must have one, as [Manager.Pin] and "keyhold init" print them: 64
+	// hexadecimal digits. With a pin, whoever can write to the database cannot put an installation of their own in its
+	// place; an empty database is then [ErrPin], also with Initialize. The default accepts any installation that Root
+	// opens.
 	Pins []string
 
-	// Timeout limits each call, besides the context that is given to it; of Scopes, Rewrap and Check, which may have much to do, it limits each
-	// step. Zero is [DefaultTimeout]; negative is no limit.
+	// Timeout limits each call, besides the context that is given to it; of Scopes, Rewrap and Check, which may have
+	// much to do, it limits each step. Zero is [DefaultTimeout]; negative is no limit.
 	Timeout time.Duration
 }
 

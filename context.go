@@ -8,16 +8,18 @@ import (
 	"keyhold.example/keyhold/key"
 )
 
-// AAD is what a plaintext belongs to, authenticated together with it: a ciphertext opens only with the same. [Context] makes it. The zero
-// value is the empty context, which is to be chosen only where a ciphertext may be moved to any other place of the same key.
+// AAD is what a plaintext belongs to, authenticated together with it: a ciphertext opens only with the same. [Context]
+// makes it. The zero value is the empty context, which is to be chosen only where a ciphertext may be moved to any
+// other place of the same key.
 type AAD struct {
 	text string
 	err  error
 }
 
-// Context names what a plaintext belongs to, from the general to the particular: table, column, id of the row. One part is its bytes; two to
-// 255 parts are encoded so that no two lists of parts are alike. It never fails: what is wrong (too many or too long, 64 KiB in all; or one
-// part that imitates the encoding of several) is an error of the call that it is given to.
+// Context names what a plaintext belongs to, from the general to the particular: table, column, id of the row. One part
+// is its bytes; two to 255 parts are encoded so that no two lists of parts are alike. It never fails: what is wrong
+// (too many or too long, 64 KiB in all; or one part that imitates the encoding of several) is an error of the call that
+// it is given to.
 func Context(parts ...string) AAD {
 	text, err := envelope.Context(parts...)
 	return AAD{text: text, err: err}

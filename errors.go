@@ -7,23 +7,25 @@ import (
 	"keyhold.example/keyhold/store"
 )
 
-// Errors that say what can be done about them. Test for them with [errors.Is]; they come wrapped in what they are about.
+// Errors that say what can be done about them. Test for them with [errors.Is]; they come wrapped in what they are
+// about.
 var (
 	// ErrNotInitialized: the database has no installation. Run "keyhold init", or set [Config.Initialize].
 	ErrNotInitialized = errors.New(`no installation in this database: run "keyhold init" or set Config.Initialize`)
 
-	// ErrRoot: the external root does not open this installation, or did not answer. Nothing else is wrong: configure the right
-	// root, or try again when it is back.
+	// ErrRoot: the external root does not open this installation, or did not answer. Nothing else is wrong: configure
+	// the right root, or try again when it is back.
 	ErrRoot = errors.New("external root does not open this installation")
 
-	// ErrPin: the database holds another installation than the configured pin names, or none. It may have been replaced.
+	// ErrPin: the database holds another installation than the configured pin names, or none. It may have been
+	// replaced.
 	ErrPin = errors.New("installation does not have the configured pin")
 
 	// ErrNotFound: there is no such scope, no key for that purpose, or no such key version.
 	ErrNotFound = store.ErrNotFound
 
-	// ErrOpen: a ciphertext does not open. It is damaged, not a keyhold ciphertext, or was sealed in another place: another scope,
-	// purpose, context or installation. Which of these is not said, as it would help those who try.
+	// ErrOpen: a ciphertext does not open. It is damaged, not a keyhold ciphertext, or was sealed in another place:
+	// another scope, purpose, context or installation. Which of these is not said, as it would help those who try.
 	ErrOpen = errors.New("ciphertext does not open here: damaged, or of another scope, purpose, context or installation")
 
 	// ErrDisabled: the ciphertext's key version is disabled or destroyed.
@@ -35,8 +37,8 @@ var (
 	// ErrTooLarge: a plaintext of more than 64 MiB or a context of more than 64 KiB. Nothing was sealed.
 	ErrTooLarge = errors.New("too large to seal")
 
-	// ErrRolledBack: the database holds an older state of the key than this process has seen, as after a failover or a restored
-	// backup. Sealing with the key is refused, opening goes on.
+	// ErrRolledBack: the database holds an older state of the key than this process has seen, as after a failover or a
+	// restored backup. Sealing with the key is refused, opening goes on.
 	ErrRolledBack = errors.New("key is older in the database than it was: a failover or a restored backup")
 
 	// ErrForeignKey: the application's tables refuse: the scope has no row there, or something refers to a key version.
@@ -58,8 +60,8 @@ type SchemaError = store.SchemaError
 // InvalidError says which of the caller's names or texts is not of the form it has to be, and why.
 type InvalidError = key.InvalidError
 
-// IntegrityError says that what the database holds of a key is not what keyhold wrote: somebody or something changed it behind
-// its back. Nothing is sealed or opened with the key until it is right again.
+// IntegrityError says that what the database holds of a key is not what keyhold wrote: somebody or something changed it
+// behind its back. Nothing is sealed or opened with the key until it is right again.
 type IntegrityError struct {
 	Subject string // the key, as people name it
 	ID      key.ID // of the key; empty if it is the installation

@@ -12,8 +12,9 @@ import (
 	"keyhold.example/keyhold/store"
 )
 
-// A family whose manifests were checked is what everything else works with: docs/format.md, section 7. From here on its states, numbers, ids
-// and policies are those that keyhold wrote. The wrapped keys in it are checked when they are unwrapped.
+// A family whose manifests were checked is what everything else works with: docs/format.md, section 7. From here on its
+// states, numbers, ids and policies are those that keyhold wrote. The wrapped keys in it are checked when they are
+// unwrapped.
 
 // reader reads keys from the store or through the caller's transaction.
 type reader struct {
@@ -26,7 +27,8 @@ func (m *Manager) committed() reader         { return reader{m: m, q: m.store} }
 func (m *Manager) inside(tx store.Tx) reader { return reader{m: m, q: tx.Queries, tx: true} }
 func (r reader) inst() [16]byte              { return r.m.ik.Inst() }
 
-// key reads the root key of ref's scope and ref's data key, if ref names one: then Data has just that. [ErrNotFound] if either is not there.
+// key reads the root key of ref's scope and ref's data key, if ref names one: then Data has just that. [ErrNotFound] if
+// either is not there.
 func (r reader) key(ctx context.Context, ref key.Ref) (store.Family, error) {
 	if err := ref.Validate(); err != nil {
 		return store.Family{}, err
@@ -71,8 +73,9 @@ func (r reader) keyOfVersion(ctx context.Context, id key.ID) (store.Family, erro
 	return fam, nil
 }
 
-// verified reads a family and checks it. What does not fit is read once more before it is an error, since the reader may have met a slow
-// writer's transaction on a database that shows parts of it; and so is what is older than what another goroutine has seen meanwhile.
+// verified reads a family and checks it. What does not fit is read once more before it is an error, since the reader
+// may have met a slow writer's transaction on a database that shows parts of it; and so is what is older than what
+// another goroutine has seen meanwhile.
 func (r reader) verified(read func() (store.Family, error)) (store.Family, error) {
 	fam, err := read()
 	if err != nil {
@@ -103,8 +106,9 @@ func (r reader) verify(fam *store.Family) error {
 	return nil
 }
 
-// rolledBack says whether a key of the family is older than this process has seen it, and remembers what is newer. Inside a transaction of the
-// application's nothing is compared or remembered: it may rightly see an older snapshot, and what it writes may never be committed.
+// rolledBack says whether a key of the family is older than this process has seen it, and remembers what is newer.
+// Inside a transaction of the application's nothing is compared or remembered: it may rightly see an older snapshot,
+// and what it writes may never be committed.
 func (r reader) rolledBack(fam *store.Family) bool {
 	if r.tx {
 		return false
@@ -129,7 +133,8 @@ func (m *Manager) verifyKey(k *store.Key) error {
 		}
 		return tampered(k, reason)
 	}
-	// What the manifest vouches for was consistent when it was written; these catch a writer's mistake before it does harm.
+	// What the manifest vouches for was consistent when it was written; these catch a writer's mistake before it does
+	// harm.
 	newest := newestCreated(k)
 	switch head, ok := headOf(k); {
 	case !ok || head.State != key.Active:

@@ -13,8 +13,8 @@ import (
 
 var modes = map[string]faultstore.Mode{"before": faultstore.Before, "after": faultstore.After}
 
-// Each operation, with each of its database calls failing in turn, before and after it did its work: what is stored passes every check, what was ever
-// sealed opens, and doing it again ends what was begun.
+// Each operation, with each of its database calls failing in turn, before and after it did its work: what is stored
+// passes every check, what was ever sealed opens, and doing it again ends what was begun.
 func TestEveryOperationSurvivesEveryFault(t *testing.T) {
 	operations := map[string]func(t *testing.T, m *keyhold.Manager) error{
 		"create scope": func(t *testing.T, m *keyhold.Manager) error { return m.CreateScope(t.Context(), "new") },
@@ -139,8 +139,8 @@ func TestInitializeSurvivesEveryFault(t *testing.T) {
 	}
 }
 
-// The errors that faults lead to, and every other error that this file provokes, hold no key: the bytes that an attacker with the log could
-// use are looked for in plain and as numbers.
+// The errors that faults lead to, and every other error that this file provokes, hold no key: the bytes that an
+// attacker with the log could use are looked for in plain and as numbers.
 func TestErrorsHoldNoSecrets(t *testing.T) {
 	s := stores["memstore"].open(t)
 	root := &countingRoot{Wrapper: newRoot(t)}

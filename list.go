@@ -49,8 +49,8 @@ type InstallationInfo struct {
 	Roots   []RootInfo
 }
 
-// Keys lists a scope's root key and then its data keys by purpose, after checking their manifests. It takes one round trip. Errors:
-// [ErrNotFound], [*IntegrityError], [ErrUnavailable].
+// Keys lists a scope's root key and then its data keys by purpose, after checking their manifests. It takes one round
+// trip. Errors: [ErrNotFound], [*IntegrityError], [ErrUnavailable].
 func (m *Manager) Keys(ctx context.Context, scope key.Scope) ([]KeyInfo, error) {
 	ctx, end, err := m.begin(ctx)
 	if err != nil {

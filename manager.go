@@ -31,12 +31,13 @@ type Manager struct {
 	closed bool
 }
 
-// New opens the installation in s with the external root of cfg, which it calls once. The store stays the caller's: it is not closed with
-// the Manager. No goroutine is started.
+// New opens the installation in s with the external root of cfg, which it calls once. The store stays the caller's: it
+// is not closed with the Manager. No goroutine is started.
 //
-// Where there is no installation, New returns [ErrNotInitialized], or makes one if cfg.Initialize is set; however many processes do so at once,
-// all get the same. Other errors: a [*SchemaError] for tables of another version; [ErrRoot] if the root opens no slot; [ErrPin]; an
-// [*IntegrityError] if the slots were changed behind keyhold's back; [ErrUnavailable].
+// Where there is no installation, New returns [ErrNotInitialized], or makes one if cfg.Initialize is set; however many
+// processes do so at once, all get the same. Other errors: a [*SchemaError] for tables of another version; [ErrRoot] if
+// the root opens no slot; [ErrPin]; an [*IntegrityError] if the slots were changed behind keyhold's back;
+// [ErrUnavailable].
 //
 // It takes two round trips to the database where there is an installation.
 func New(ctx context.Context, s store.Store, cfg Config) (*Manager, error) {
@@ -93,8 +94,9 @@ func (m *Manager) Pin() string {
 	return hex.EncodeToString(pin[:])
 }
 
-// Close waits for the calls under way and clears the keys that m holds. Calls that begin afterwards return [ErrClosed]. The store and the
-// external root stay as they are. Closing twice is allowed. It must not be called from within a call of m's.
+// Close waits for the calls under way and clears the keys that m holds. Calls that begin afterwards return [ErrClosed].
+// The store and the external root stay as they are. Closing twice is allowed. It must not be called from within a call
+// of m's.
 func (m *Manager) Close() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -8,7 +8,8 @@ import (
 	"keyhold.example/keyhold/store"
 )
 
-// parent opens the root key version that wraps others. What a caller's transaction shows is never kept: it may be rolled back.
+// parent opens the root key version that wraps others. What a caller's transaction shows is never kept: it may be
+// rolled back.
 func (r reader) parent(fam *store.Family, id key.ID) (*seal.Parent, error) {
 	v, ok := versionByID(&fam.Root, id)
 	switch {

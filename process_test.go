@@ -20,7 +20,8 @@ import (
 	"keyhold.example/keyhold/store/sqlitestore"
 )
 
-// The test binary runs itself as many processes: KEYHOLD_TEST_CHILD says what a child does, in the folder that it is started in.
+// The test binary runs itself as many processes: KEYHOLD_TEST_CHILD says what a child does, in the folder that it is
+// started in.
 const childVariable = "KEYHOLD_TEST_CHILD"
 
 func TestMain(m *testing.M) {

@@ -18,8 +18,8 @@ import (
 	"keyhold.example/keyhold/store"
 )
 
-// makeInstallation makes an installation key, seals it with the external root, and stores both with the slot. Whoever loses a race gets the
-// winner's installation.
+// makeInstallation makes an installation key, seals it with the external root, and stores both with the slot. Whoever
+// loses a race gets the winner's installation.
 func (m *Manager) makeInstallation(ctx context.Context) (store.Installation, error) {
 	ik, err := seal.GenerateIK()
 	if err != nil {
@@ -88,8 +88,9 @@ func (m *Manager) sealSlot(ctx context.Context, ik *seal.IK) (store.Slot, error)
 	return slot, nil
 }
 
-// openInstallation opens the installation key by the first slot that the external root opens, and checks pin and slots with it. Slots that
-// name the root's own key id are tried first, so that there is one call to the root, also where a root of the same type has a slot.
+// openInstallation opens the installation key by the first slot that the external root opens, and checks pin and slots
+// with it. Slots that name the root's own key id are tried first, so that there is one call to the root, also where a
+// root of the same type has a slot.
 func (m *Manager) openInstallation(ctx context.Context, in store.Installation) (*seal.IK, error) {
 	broken := func(reason string) error { return &IntegrityError{Subject: "the installation", Reason: reason} }
 	if len(in.Inst) != 16 || len(in.IKKID) != 16 {
@@ -158,8 +159,12 @@ func (m *Manager) openAnySlot(ctx context.Context, in store.Installation, wrappe
 		}
 		errs = append(errs, err)
 	}
-	return nil, fmt.Errorf("%w: the configured root is %s, the active one is %s: %w",
-		ErrRoot, strings.TrimSpace(wrapperType+" "+keyID), active, errors.Join(errs...))
+	err := fmt.Errorf("%w: the configured root is %s, the active one is %s",
+		ErrRoot, strings.TrimSpace(wrapperType+" "+keyID), active)
+	for _, why := range errs {
+		err = fmt.Errorf("%w; %w", err, why)
+	}
+	return nil, err
 }
 
 // openSlot asks the external root once to open one slot.
@@ -187,7 +192,8 @@ func describeRoot(ctx context.Context, root wrapping.Wrapper) (wrapperType, keyI
 	if err != nil {
 		return "", "", fmt.Errorf("ask the root for its type: %w: %w", ErrRoot, err)
 	}
-	// A wrapper that does not know its key id before its first use is no error: the id is only a hint of the slot to try first.
+	// A wrapper that does not know its key id before its first use is no error: the id is only a hint of the slot to
+	// try first.
 	id, err := guard(func() (string, error) { return root.KeyId(ctx) })
 	if err != nil {
 		id = ""

@@ -10,22 +10,25 @@ import (
 	"keyhold.example/keyhold/store"
 )
 
-// Rotating a key is two transactions: one adds the next version, pending, one makes it the head. Between them it was read back, committed, so
-// that nothing seals with a version that is not durably there. The unique (key, number) and the sequence number of the manifest decide every
-// race; whoever finds another's pending version makes it the head, so that a process that died in between holds up nobody.
+// Rotating a key is two transactions: one adds the next version, pending, one makes it the head. Between them it was
+// read back, committed, so that nothing seals with a version that is not durably there. The unique (key, number) and
+// the sequence number of the manifest decide every race; whoever finds another's pending version makes it the head, so
+// that a process that died in between holds up nobody.
 
-// Rotate adds a version to ref's key, or to the root key of its scope if the purpose is empty, and makes it the head, which seals from now on. It returns
-// its number. Earlier versions go on opening. Rotating a root key does not touch its data keys; [Manager.Rewrap] does.
+// Rotate adds a version to ref's key, or to the root key of its scope if the purpose is empty, and makes it the head,
+// which seals from now on. It returns its number. Earlier versions go on opening. Rotating a root key does not touch
+// its data keys; [Manager.Rewrap] does.
 //
-// Every call adds a version, however many race. After an error the version may have been added or not, and may be pending; the next
-// rotation ends what was begun. It takes four round trips where nobody interferes. Errors: [ErrNotFound], [ErrRolledBack], [*IntegrityError],
-// [ErrUnavailable].
+// Every call adds a version, however many race. After an error the version may have been added or not, and may be
+// pending; the next rotation ends what was begun. It takes four round trips where nobody interferes. Errors:
+// [ErrNotFound], [ErrRolledBack], [*IntegrityError], [ErrUnavailable].
 func (m *Manager) Rotate(ctx context.Context, ref key.Ref) (key.Version, error) {
 	return m.rotate(ctx, ref, 0)
 }
 
-// RotateIf rotates as [Manager.Rotate] does, but only if head is still the head of ref's key. It returns the number of the head there is afterwards.
-// Of any number of callers with the same head, one adds a version, and all return its number.
+// RotateIf rotates as [Manager.Rotate] does, but only if head is still the head of ref's key. It returns the number of
+// the head there is afterwards. Of any number of callers with the same head, one adds a version, and all return its
+// number.
 func (m *Manager) RotateIf(ctx context.Context, ref key.Ref, head key.Version) (key.Version, error) {
 	if head == 0 || head > key.MaxVersion {
 		return 0, key.Invalid("version", fmt.Sprint(head), "it has to be the number of a head")
@@ -84,7 +87,8 @@ func (m *Manager) rotate(ctx context.Context, ref key.Ref, onlyAfter key.Version
 	}
 }
 
-// forChange reads ref's key to change it, with its family. A key that was rolled back is not changed: that would hide what happened.
+// forChange reads ref's key to change it, with its family. A key that was rolled back is not changed: that would hide
+// what happened.
 func (r reader) forChange(ctx context.Context, ref key.Ref) (*store.Family, *store.Key, error) {
 	fam, err := r.key(ctx, ref)
 	if err != nil {
@@ -121,7 +125,8 @@ func ownVersion(k *store.Key, next *seal.Key) *store.Version {
 	return v
 }
 
-// addPending adds next as the version after k's newest. From then on the key is due again as the policy says, counted from now.
+// addPending adds next as the version after k's newest. From then on the key is due again as the policy says, counted
+// from now.
 func (r reader) addPending(ctx context.Context, fam *store.Family, k *store.Key, next *seal.Key) error {
 	n := newestNumber(k) + 1
 	if n > key.MaxVersion {

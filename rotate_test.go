@@ -143,8 +143,8 @@ func TestEveryRotateAddsAVersionHoweverManyRace(t *testing.T) {
 	})
 }
 
-// A process that dies between adding a version and making it the head leaves it pending. It does not seal, and the next rotation ends what
-// was begun.
+// A process that dies between adding a version and making it the head leaves it pending. It does not seal, and the next
+// rotation ends what was begun.
 func TestPendingVersionIsEndedByTheNextRotation(t *testing.T) {
 	each(t, func(t *testing.T, w world) {
 		faulty := faultstore.New(w.store)

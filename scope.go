@@ -12,12 +12,12 @@ import (
 	"keyhold.example/keyhold/store"
 )
 
-// CreateScope makes a scope: its root key, and a data key for each purpose of the [Config]. Where the scope is there already, it makes the
-// data keys that it lacks; so it may be repeated, and any number of callers may do it at once.
+// CreateScope makes a scope: its root key, and a data key for each purpose of the [Config]. Where the scope is there
+// already, it makes the data keys that it lacks; so it may be repeated, and any number of callers may do it at once.
 //
-// It takes two round trips. Errors: [*InvalidError]; [ErrPurpose] if there is a key for one of the purposes that is for another use;
-// [ErrForeignKey] if the application's table of scopes has no such row; [*IntegrityError]; [ErrUnavailable]. After any of them the scope may be
-// there or not, never a part of a key.
+// It takes two round trips. Errors: [*InvalidError]; [ErrPurpose] if there is a key for one of the purposes that is for
+// another use; [ErrForeignKey] if the application's table of scopes has no such row; [*IntegrityError];
+// [ErrUnavailable]. After any of them the scope may be there or not, never a part of a key.
 func (m *Manager) CreateScope(ctx context.Context, scope key.Scope) error {
 	ctx, end, err := m.begin(ctx)
 	if err != nil {
@@ -27,8 +27,8 @@ func (m *Manager) CreateScope(ctx context.Context, scope key.Scope) error {
 	return m.committed().create(ctx, scope)
 }
 
-// CreateScopeTx is [Manager.CreateScope] inside the application's transaction, beside the insert of the tenant: both come into being or neither.
-// Until that transaction is committed, only its own calls can use the keys.
+// CreateScopeTx is [Manager.CreateScope] inside the application's transaction, beside the insert of the tenant: both
+// come into being or neither. Until that transaction is committed, only its own calls can use the keys.
 func (m *Manager) CreateScopeTx(ctx context.Context, tx store.Tx, scope key.Scope) error {
 	ctx, end, err := m.begin(ctx)
 	if err != nil {
@@ -63,7 +63,8 @@ func (r reader) create(ctx context.Context, scope key.Scope) error {
 		case ctx.Err() != nil:
 			return fmt.Errorf("create scope %q: %w", scope, context.Cause(ctx))
 		}
-		// Somebody else created some of it, or the answer to the commit was lost: what is there now decides what is left to do.
+		// Somebody else created some of it, or the answer to the commit was lost: what is there now decides what is
+		// left to do.
 	}
 }
 
@@ -159,8 +160,8 @@ func (m *Manager) firstVersion(
 	return m.sign(k)
 }
 
-// newVersion wraps a key that was just made, as a pending version. parentID is the root key version that parent is, and empty if it is the
-// installation key.
+// newVersion wraps a key that was just made, as a pending version. parentID is the root key version that parent is, and
+// empty if it is the installation key.
 func newVersion(opened *seal.Key, parent *seal.Parent, parentID key.ID, n key.Version, now int64) (store.Version, error) {
 	blob, err := parent.Wrap(opened, n, now)
 	if err != nil {
@@ -196,8 +197,8 @@ func (m *Manager) sign(k *store.Key) error {
 	return nil
 }
 
-// Scopes lists all scopes in the order of the database's type for them. It reads them in pages, so that one that is created or deleted meanwhile may
-// be among them or not. After an error, which comes with an empty scope, it ends.
+// Scopes lists all scopes in the order of the database's type for them. It reads them in pages, so that one that is
+// created or deleted meanwhile may be among them or not. After an error, which comes with an empty scope, it ends.
 func (m *Manager) Scopes(ctx context.Context) iter.Seq2[key.Scope, error] {
 	const page = 500
 	return func(yield func(key.Scope, error) bool) {

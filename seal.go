@@ -11,24 +11,24 @@ import (
 	"keyhold.example/keyhold/store"
 )
 
-// Seal encrypts plaintext with the head of ref's key, bound to aad. The result holds the key version's id, and is 58 bytes longer than the
-// plaintext. It belongs to the caller; plaintext may be nil, and is not kept.
+// Seal encrypts plaintext with the head of ref's key, bound to aad. The result holds the key version's id, and is 58
+// bytes longer than the plaintext. It belongs to the caller; plaintext may be nil, and is not kept.
 //
-// It takes one round trip. Errors: [ErrNotFound] for an unknown scope or purpose; [ErrPurpose]; [ErrTooLarge]; [ErrRolledBack];
-// [*IntegrityError]; [ErrUnavailable].
+// It takes one round trip. Errors: [ErrNotFound] for an unknown scope or purpose; [ErrPurpose]; [ErrTooLarge];
+// [ErrRolledBack]; [*IntegrityError]; [ErrUnavailable].
 func (m *Manager) Seal(ctx context.Context, ref key.Ref, plaintext []byte, aad AAD) ([]byte, error) {
 	_, sealed, err := m.seal(ctx, m.committed(), ref, plaintext, aad, (*seal.MessageKey).Seal)
 	return sealed, err
 }
 
-// SealDetached is [Manager.Seal] for ciphertext in a table: the key version's id comes by itself, for a column that references
-// kms_data_key_version(private_id), and the ciphertext is only 42 bytes longer than the plaintext.
+// SealDetached is [Manager.Seal] for ciphertext in a table: the key version's id comes by itself, for a column that
+// references kms_data_key_version(private_id), and the ciphertext is only 42 bytes longer than the plaintext.
 func (m *Manager) SealDetached(ctx context.Context, ref key.Ref, plaintext []byte, aad AAD) (key.ID, []byte, error) {
 	return m.seal(ctx, m.committed(), ref, plaintext, aad, (*seal.MessageKey).SealDetached)
 }
 
-// SealTx is [Manager.Seal] with the keys that the application's transaction sees, which it may have made itself. What it sealed with a key that
-// is rolled back opens nowhere.
+// SealTx is [Manager.Seal] with the keys that the application's transaction sees, which it may have made itself. What
+// it sealed with a key that is rolled back opens nowhere.
 func (m *Manager) SealTx(ctx context.Context, tx store.Tx, ref key.Ref, plaintext []byte, aad AAD) ([]byte, error) {
 	_, sealed, err := m.seal(ctx, m.inside(tx), ref, plaintext, aad, (*seal.MessageKey).Seal)
 	return sealed, err
@@ -76,10 +76,11 @@ func (m *Manager) seal(
 	return head.ID, sealed, nil
 }
 
-// Open decrypts what [Manager.Seal] made with any version of ref's key, given the same aad. The result belongs to the caller.
+// Open decrypts what [Manager.Seal] made with any version of ref's key, given the same aad. The result belongs to the
+// caller.
 //
-// It takes one round trip. Errors: [ErrOpen] if it does not open here, for whatever reason; [ErrDisabled] if its key version is disabled or destroyed;
-// [ErrNotFound] for an unknown scope or purpose; [*IntegrityError]; [ErrUnavailable].
+// It takes one round trip. Errors: [ErrOpen] if it does not open here, for whatever reason; [ErrDisabled] if its key
+// version is disabled or destroyed; [ErrNotFound] for an unknown scope or purpose; [*IntegrityError]; [ErrUnavailable].
 func (m *Manager) Open(ctx context.Context, ref key.Ref, ciphertext []byte, aad AAD) ([]byte, error) {
 	return m.openAttached(ctx, m.committed(), ref, ciphertext, aad)
 }
@@ -101,8 +102,8 @@ func (m *Manager) OpenDetachedTx(
 	return m.openDetached(ctx, m.inside(tx), ref, id, ciphertext, aad)
 }
 
-// OpenAny is [Manager.Open] where the ciphertext is to say whose it is: it returns the plaintext with the reference of its key. A caller who expects a
-// certain scope should use Open, which refuses another's.
+// OpenAny is [Manager.Open] where the ciphertext is to say whose it is: it returns the plaintext with the reference of
+// its key. A caller who expects a certain scope should use Open, which refuses another's.
 func (m *Manager) OpenAny(ctx context.Context, ciphertext []byte, aad AAD) ([]byte, key.Ref, error) {
 	msg, err := attached(ciphertext)
 	if err != nil {
@@ -184,7 +185,8 @@ func (m *Manager) open(
 	return r.openVersion(&fam, id, ciphertext, text, do)
 }
 
-// openVersion opens a message with the version of fam's data key that it names. A version of another key is not looked for.
+// openVersion opens a message with the version of fam's data key that it names. A version of another key is not looked
+// for.
 func (r reader) openVersion(fam *store.Family, id key.ID, ciphertext []byte, text string, do openFunc) ([]byte, error) {
 	data := &fam.Data[0]
 	v, ok := versionByID(data, id)
@@ -218,10 +220,12 @@ func (r reader) dataKey(ctx context.Context, ref key.Ref) (store.Family, error) 
 	return r.key(ctx, ref)
 }
 
-// BlindIndex returns the first size bytes (4 to 32) of a keyed hash of value, for a column to search in: equal values of one index have equal
-// results. ref names a key of [Config.IndexPurposes], name the index (1 to 255 bytes). Whoever sees the column sees which rows are equal and how often.
+// BlindIndex returns the first size bytes (4 to 32) of a keyed hash of value, for a column to search in: equal values
+// of one index have equal results. ref names a key of [Config.IndexPurposes], name the index (1 to 255 bytes). Whoever
+// sees the column sees which rows are equal and how often.
 //
-// After a rotation of the key new results differ from old ones; search for both until the column is written anew. It takes one round trip.
+// After a rotation of the key new results differ from old ones; search for both until the column is written anew. It
+// takes one round trip.
 func (m *Manager) BlindIndex(ctx context.Context, ref key.Ref, name string, value []byte, size int) ([]byte, error) {
 	ctx, end, err := m.begin(ctx)
 	if err != nil {

@@ -14,7 +14,8 @@ import (
 	"keyhold.example/keyhold/store/memstore"
 )
 
-// estate is an installation of three scopes with three purposes and three versions of every key, and a message under each data key version.
+// estate is an installation of three scopes with three purposes and three versions of every key, and a message under
+// each data key version.
 type estate struct {
 	store    *memstore.Store
 	root     wrapping.Wrapper
@@ -60,8 +61,8 @@ func (e *estate) open(t *testing.T) *keyhold.Manager {
 	return m
 }
 
-// refuses asserts that after an edit ref's key seals nothing, opens nothing that was sealed with the given versions, and that Check says so; then
-// it undoes the edit.
+// refuses asserts that after an edit ref's key seals nothing, opens nothing that was sealed with the given versions,
+// and that Check says so; then it undoes the edit.
 func (e *estate) refuses(t *testing.T, name string, r key.Ref, versions []int, seals bool, edit func(*memstore.Data)) {
 	t.Helper()
 	var before memstore.Data
@@ -186,7 +187,8 @@ func bury(k *store.Key, i int) {
 	k.Tombstones = append(k.Tombstones, store.Tombstone{ID: v.ID, Number: v.Number, Alg: v.Alg, Commit: v.Commit})
 }
 
-// A wrapped key opens in its own place only: each is moved to the place of each other, with everything that may go with it.
+// A wrapped key opens in its own place only: each is moved to the place of each other, with everything that may go with
+// it.
 func TestWrappedKeysOpenNowhereElse(t *testing.T) {
 	e := newEstate(t)
 	cases := 0

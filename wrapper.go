@@ -24,11 +24,13 @@ type dataKeyWrapper struct {
 	ref key.Ref
 }
 
-// Wrapper returns ref's key as a go-kms-wrapping Wrapper, for everything that takes one: it encrypts with the head of the moment, and decrypts with
-// whichever version the blob names. WithAad is the context. A blob without a key id is refused, and so is every option that has no meaning for a key
-// that is managed here ([ErrUnsupported]); nothing is ignored. The Wrapper is safe for concurrent use, and works as long as m is open.
+// Wrapper returns ref's key as a go-kms-wrapping Wrapper, for everything that takes one: it encrypts with the head of
+// the moment, and decrypts with whichever version the blob names. WithAad is the context. A blob without a key id is
+// refused, and so is every option that has no meaning for a key that is managed here ([ErrUnsupported]); nothing is
+// ignored. The Wrapper is safe for concurrent use, and works as long as m is open.
 //
-// Encrypt and Decrypt return the errors of [Manager.Seal] and [Manager.Open]. It takes one round trip, to check that there is such a key.
+// Encrypt and Decrypt return the errors of [Manager.Seal] and [Manager.Open]. It takes one round trip, to check that
+// there is such a key.
 func (m *Manager) Wrapper(ctx context.Context, ref key.Ref) (wrapping.Wrapper, error) {
 	w := &dataKeyWrapper{m: m, ref: ref}
 	if _, err := w.head(ctx); err != nil {

@@ -5,7 +5,8 @@ import (
 	"strings"
 )
 
-// ID is the text id of something that is stored: the private_id of its row. It never changes, and never names two things.
+// ID is the text id of something that is stored: the private_id of its row. It never changes, and never names two
+// things.
 type ID string
 
 // The prefixes of ids, one for each kind of row (docs/format.md, section 3).
@@ -17,10 +18,12 @@ const (
 	PrefixRootSlot       = "kr_"
 )
 
-// MaxIDLen is the longest id that is accepted, in bytes. Ids made here have at most 31; imported ones are kept as they were.
+// MaxIDLen is the longest id that is accepted, in bytes. Ids made here have at most 31; imported ones are kept as they
+// were.
 const MaxIDLen = 64
 
-// KID identifies a key by what it is: the first 16 bytes of its commitment. An id of a version made here is its kid as text.
+// KID identifies a key by what it is: the first 16 bytes of its commitment. An id of a version made here is its kid as
+// text.
 type KID [16]byte
 
 var base32hex = base32.HexEncoding.WithPadding(base32.NoPadding)
@@ -28,7 +31,8 @@ var base32hex = base32.HexEncoding.WithPadding(base32.NoPadding)
 // Base32 is b as ids have it: base32hex, lower case, without padding.
 func Base32(b []byte) string { return strings.ToLower(base32hex.EncodeToString(b)) }
 
-// ParseBase32 reads what [Base32] wrote, and nothing else: no upper case, no padding, no bits that are not zero at the end.
+// ParseBase32 reads what [Base32] wrote, and nothing else: no upper case, no padding, no bits that are not zero at the
+// end.
 func ParseBase32(s string) ([]byte, bool) {
 	b, err := base32hex.DecodeString(strings.ToUpper(s))
 	if err != nil || Base32(b) != s {
@@ -48,8 +52,8 @@ func VersionID(kind Kind, kid KID) ID {
 	return ID(PrefixDataKeyVersion + Base32(kid[:]))
 }
 
-// Kind says what the id's prefix says: [KEK] for a root key or a version of one, [DEK] for a data key or a version of one.
-// ok is false for any other text.
+// Kind says what the id's prefix says: [KEK] for a root key or a version of one, [DEK] for a data key or a version of
+// one. ok is false for any other text.
 func (id ID) Kind() (kind Kind, ok bool) {
 	s := string(id)
 	switch {
@@ -61,7 +65,8 @@ func (id ID) Kind() (kind Kind, ok bool) {
 	return "", false
 }
 
-// KID returns the kid that the version id is the text of. ok is false if it is not of that form, as an imported id is not.
+// KID returns the kid that the version id is the text of. ok is false if it is not of that form, as an imported id is
+// not.
 func (id ID) KID() (kid KID, ok bool) {
 	s, found := strings.CutPrefix(string(id), PrefixRootKeyVersion)
 	if !found {
@@ -77,8 +82,8 @@ func (id ID) KID() (kid KID, ok bool) {
 	return KID(b), true
 }
 
-// Validate says whether id may be the id of a key version, made here or imported: one of the two prefixes, then 1 or more
-// letters and digits, at most [MaxIDLen] bytes in all. The error is an [*InvalidError].
+// Validate says whether id may be the id of a key version, made here or imported: one of the two prefixes, then 1 or
+// more letters and digits, at most [MaxIDLen] bytes in all. The error is an [*InvalidError].
 func (id ID) Validate() error {
 	s, found := strings.CutPrefix(string(id), PrefixRootKeyVersion)
 	if !found {

@@ -28,8 +28,8 @@ func (s Scope) Validate() error { return validate("scope", string(s), MaxScopeLe
 // Purpose is what a data key is for, such as "client-secrets".
 type Purpose string
 
-// Validate says whether p may be a purpose: 1 to [MaxPurposeLen] bytes of valid UTF-8 without control characters, and no
-// white space at either end. The error is an [*InvalidError].
+// Validate says whether p may be a purpose: 1 to [MaxPurposeLen] bytes of valid UTF-8 without control characters, and
+// no white space at either end. The error is an [*InvalidError].
 func (p Purpose) Validate() error { return validate("purpose", string(p), MaxPurposeLen, true) }
 
 // Ref names one key: the data key of a scope for a purpose, or, with an empty purpose, the root key of the scope.

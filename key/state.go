@@ -34,8 +34,8 @@ func (s State) String() string {
 // Opens says whether a version in state s may open what was sealed with it.
 func (s State) Opens() bool { return s == Pending || s == Active || s == Retired }
 
-// CanBecome says whether a version may go from s to next. Active to retired goes only together with another version of the
-// same key becoming active.
+// CanBecome says whether a version may go from s to next. Active to retired goes only together with another version of
+// the same key becoming active.
 func (s State) CanBecome(next State) bool {
 	switch s {
 	case Pending:
@@ -62,7 +62,8 @@ const (
 	DEK Kind = "dek" // data key
 )
 
-// Alg is what a key version is for (docs/format.md, section 3). The numbers are stored. It is fixed when a version is made.
+// Alg is what a key version is for (docs/format.md, section 3). The numbers are stored. It is fixed when a version is
+// made.
 type Alg uint8
 
 // The algorithms.

@@ -36,18 +36,20 @@ const (
 
 // Options says how migrations are rendered. The zero value is the defaults.
 type Options struct {
-	// Prefix begins the name of every table, constraint, index and trigger: a lower-case letter, then lower-case letters, digits
-	// and underscores, at most [MaxPrefixLen]. Empty is [DefaultPrefix].
+	// Prefix begins the name of every table, constraint, index and trigger: a lower-case letter, then lower-case
+	// letters, digits and underscores, at most [MaxPrefixLen]. Empty is [DefaultPrefix].
 	Prefix string
 
 	ScopeType ScopeType
 
-	// ScopeTable and ScopeColumn, both or neither, are the application's table of scopes and the column of their ids. Root keys
-	// then have a foreign key to it, with cascades on delete and update. It is for databases that cannot add a
-	// foreign key to a table later on, as SQLite cannot; the table may be made afterwards. It cannot be changed later.
+	// ScopeTable and ScopeColumn, both or neither, are the application's table of scopes and the column of their ids.
+	// Root keys then have a foreign key to it, with cascades on delete and update. It is for databases that cannot add
+	// a foreign key to a table later on, as SQLite cannot; the table may be made afterwards. It cannot be changed
+	// later.
 	ScopeTable, ScopeColumn string
 
-	// First is the number of the first file; the others follow it without gaps. Zero keeps the numbers as they are, from 1.
+	// First is the number of the first file; the others follow it without gaps. Zero keeps the numbers as they are,
+	// from 1.
 	First uint
 
 	// Name begins the name of every file, after its number: letters, digits, underscores. Empty adds nothing.
@@ -55,7 +57,8 @@ type Options struct {
 }
 
 // Source is a store's migration templates. In them, {prefix} is the prefix, {scope_type} and {scope_check} are the
-// column type of the scope's id and the condition on it, {scope_reference} is the foreign key to the application's table.
+// column type of the scope's id and the condition on it, {scope_reference} is the foreign key to the application's
+// table.
 type Source struct {
 	Files fs.FS                     // *.up.sql, in the root folder
 	Scope map[ScopeType]ScopeColumn // for each type that the store knows
@@ -107,8 +110,8 @@ func (o Options) Checked() (Options, error) {
 // Quote is an identifier as SQL has it, in double quotes.
 func Quote(identifier string) string { return `"` + strings.ReplaceAll(identifier, `"`, `""`) + `"` }
 
-// FS renders the templates of src into files that golang-migrate runs, alone or among an application's own. The error is an
-// [*OptionError] if o is what is wrong.
+// FS renders the templates of src into files that golang-migrate runs, alone or among an application's own. The error
+// is an [*OptionError] if o is what is wrong.
 func FS(src Source, o Options) (fs.FS, error) {
 	o, err := o.Checked()
 	if err != nil {
@@ -180,7 +183,8 @@ type File struct {
 
 var fileForm = regexp.MustCompile(`^([0-9]+)_(.+)\.up\.sql$`)
 
-// List returns the migrations in the root folder of fsys by number, and an error if there is none or a file is not named like one.
+// List returns the migrations in the root folder of fsys by number, and an error if there is none or a file is not
+// named like one.
 func List(fsys fs.FS) ([]File, error) {
 	entries, err := fs.ReadDir(fsys, ".")
 	if err != nil {

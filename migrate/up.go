@@ -12,8 +12,8 @@ import (
 	"github.com/golang-migrate/migrate/v4/source/iofs"
 )
 
-// Up runs with golang-migrate those of the rendered files that driver's version does not have yet. Where there are none it does
-// nothing. How long to wait for other processes is the driver's decision.
+// Up runs with golang-migrate those of the rendered files that driver's version does not have yet. Where there are none
+// it does nothing. How long to wait for other processes is the driver's decision.
 func Up(fsys fs.FS, driver database.Driver) error {
 	files, err := iofs.New(fsys, ".")
 	if err != nil {

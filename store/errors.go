@@ -12,8 +12,9 @@ var (
 	// ErrConflict means that somebody else was first. Nothing was changed; read again and decide anew.
 	ErrConflict = errors.New("changed by somebody else in the meantime")
 
-	// ErrForeignKey means that the application's tables refuse: there is no row for the scope, or a row refers to a version.
-	// Nothing was changed. In a [Tx] the application's transaction may have to be rolled back, as its database demands.
+	// ErrForeignKey means that the application's tables refuse: there is no row for the scope, or a row refers to a
+	// version. Nothing was changed. In a [Tx] the application's transaction may have to be rolled back, as its database
+	// demands.
 	ErrForeignKey = errors.New("a foreign key of the application's tables refuses")
 
 	// ErrUnavailable means that the database did not do its part: it is away, locked for too long, full, or read-only.

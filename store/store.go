@@ -31,11 +31,13 @@ type Store interface {
 	// CheckSchema returns nil if the tables are there in [SchemaVersion], and a [*SchemaError] if they are not.
 	CheckSchema(ctx context.Context) error
 
-	// Migrate brings the tables to [SchemaVersion], all or nothing; where they are there already, it does nothing. Any number
-	// of processes may do it at once, and all succeed. A [*SchemaError] if the tables are newer, or not keyhold's.
+	// Migrate brings the tables to [SchemaVersion], all or nothing; where they are there already, it does nothing. Any
+	// number of processes may do it at once, and all succeed. A [*SchemaError] if the tables are newer, or not
+	// keyhold's.
 	Migrate(ctx context.Context) error
 
-	// Initialize stores a new installation with its slots. [ErrConflict] if there is one already, which is then untouched.
+	// Initialize stores a new installation with its slots. [ErrConflict] if there is one already, which is then
+	// untouched.
 	Initialize(ctx context.Context, in Installation) error
 
 	// Integrity asks the database itself what is wrong with the tables: broken references, damaged pages, rows that no
@@ -46,47 +48,51 @@ type Store interface {
 	Close() error
 }
 
-// Tx is the tables inside a transaction of the application's, which alone decides whether what was done stays. Its calls see what
-// the transaction sees. It is as safe for concurrent use as that transaction is, which is: not. A store's InTx makes it.
+// Tx is the tables inside a transaction of the application's, which alone decides whether what was done stays. Its
+// calls see what the transaction sees. It is as safe for concurrent use as that transaction is, which is: not. A
+// store's InTx makes it.
 type Tx struct{ Queries }
 
-// Queries is what can be asked of the tables, by a [Store] or inside a [Tx]. Every read is one statement, so that what it
-// returns fits together. Times are seconds since 1970 by the database's clock. Returned slices belong to the caller, and
-// given ones are not kept.
+// Queries is what can be asked of the tables, by a [Store] or inside a [Tx]. Every read is one statement, so that what
+// it returns fits together. Times are seconds since 1970 by the database's clock. Returned slices belong to the caller,
+// and given ones are not kept.
 //
-// Besides the errors named, every call may return the context's error or [ErrUnavailable], when nothing was changed; every
-// call that writes also [ErrUnknownOutcome], when it is unknown whether all of it or nothing was.
+// Besides the errors named, every call may return the context's error or [ErrUnavailable], when nothing was changed;
+// every call that writes also [ErrUnknownOutcome], when it is unknown whether all of it or nothing was.
 type Queries interface {
 	// Installation reads the installation and all its slots. [ErrNotFound] if there is none.
 	Installation(ctx context.Context) (Installation, error)
 
-	// Key reads the root key of ref's scope and, unless ref names a root key, the data key for its purpose. Data is empty if
-	// there is none; [ErrNotFound] if there is no such scope. Now is right in both cases.
+	// Key reads the root key of ref's scope and, unless ref names a root key, the data key for its purpose. Data is
+	// empty if there is none; [ErrNotFound] if there is no such scope. Now is right in both cases.
 	Key(ctx context.Context, ref key.Ref) (Family, error)
 
-	// KeyOfVersion reads the key that has the version with the given id, live or as a tombstone, together with its root key.
-	// [ErrNotFound] if no existing key has.
+	// KeyOfVersion reads the key that has the version with the given id, live or as a tombstone, together with its root
+	// key. [ErrNotFound] if no existing key has.
 	KeyOfVersion(ctx context.Context, id key.ID) (Family, error)
 
 	// Scope reads the root key of a scope and all its data keys, by purpose. [ErrNotFound] as for Key.
 	Scope(ctx context.Context, scope key.Scope) (Family, error)
 
-	// Scopes lists at most limit scopes in the order of the database's own type for them, from the first after the given one,
-	// or from the beginning if that is empty.
+	// Scopes lists at most limit scopes in the order of the database's own type for them, from the first after the
+	// given one, or from the beginning if that is empty.
 	Scopes(ctx context.Context, after key.Scope, limit int) ([]key.Scope, error)
 
-	// Create inserts root keys and data keys with their versions and says how many keys it inserted. One whose name is taken
-	// (the scope, or root key and purpose) is left out with its versions, and so is a data key whose root key is not there:
-	// whoever loses a race reads again. Keys are inserted in the order given. [ErrForeignKey] if the application's tables
-	// refuse the scope; nothing is inserted then. It does nothing unless inst is the installation's.
+	// Create inserts root keys and data keys with their versions and says how many keys it inserted. One whose name is
+	// taken (the scope, or root key and purpose) is left out with its versions, and so is a data key whose root key is
+	// not there: whoever loses a race reads again. Keys are inserted in the order given. [ErrForeignKey] if the
+	// application's tables refuse the scope; nothing is inserted then. It does nothing unless inst is the
+	// installation's.
 	Create(ctx context.Context, inst [16]byte, keys []Key) (int, error)
 
-	// Update changes one key, all or nothing. [ErrConflict] if the key's sequence number is not u.From, if the key is not there,
-	// or if u.Inst is not the installation; [ErrForeignKey] if something refers to a version that was to be destroyed.
+	// Update changes one key, all or nothing. [ErrConflict] if the key's sequence number is not u.From, if the key is
+	// not there, or if u.Inst is not the installation; [ErrForeignKey] if something refers to a version that was to be
+	// destroyed.
 	Update(ctx context.Context, u Update) error
 
-	// Rewrap replaces wrapped keys by others of the same keys, each only where the stored one is still the old one, and says how
-	// many it replaced. It leaves out versions that are not there, and does nothing unless inst is the installation's.
+	// Rewrap replaces wrapped keys by others of the same keys, each only where the stored one is still the old one, and
+	// says how many it replaced. It leaves out versions that are not there, and does nothing unless inst is the
+	// installation's.
 	Rewrap(ctx context.Context, inst [16]byte, rows []Rewrap) (int, error)
 }
 
@@ -165,8 +171,8 @@ type Family struct {
 	Data []Key
 }
 
-// Update moves one key from manifest From to the next. States, Destroy and Add name each version at most once; the store applies
-// them in an order that its constraints allow.
+// Update moves one key from manifest From to the next. States, Destroy and Add name each version at most once; the
+// store applies them in an order that its constraints allow.
 type Update struct {
 	Inst     [16]byte
 	Kind     key.Kind

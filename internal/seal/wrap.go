@@ -19,8 +19,8 @@ type Parent struct {
 	xaes *XAES
 }
 
-// Parent returns k as a parent of data keys. If k is not a root key version, or was imported, the error is a [*key.InvalidError]. It
-// derives a key, so it is worth keeping.
+// Parent returns k as a parent of data keys. If k is not a root key version, or was imported, the error is a
+// [*key.InvalidError]. It derives a key, so it is worth keeping.
 func (k *Key) Parent() (*Parent, error) {
 	if k.id.Kind != key.KEK || k.id.Alg != key.Message {
 		return nil, key.Invalid("parent", string(k.ID()), "only the installation key and root keys made here wrap others")

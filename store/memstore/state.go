@@ -74,7 +74,6 @@ func (d *state) initialize(in store.Installation, now int64) error {
 	for i := range in.Slots {
 		in.Slots[i].Created = now
 	}
-	slices.SortFunc(in.Slots, func(a, b store.Slot) int { return strings.Compare(string(a.ID), string(b.ID)) })
 	if err := checkInstallation(&in); err != nil {
 		return fmt.Errorf("initialize: %w", err)
 	}

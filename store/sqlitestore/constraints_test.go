@@ -38,7 +38,7 @@ func insert(table string, r row) string {
 
 var (
 	slotRow = row{
-		"private_id": "'kr_x'", "wrapper_type": "'local'", "wrapper_key_id": "''", "ik_kid": "zeroblob(16)", "state": "3", "blob": "x'01'",
+		"private_id": "'kr_x'", "number": "9", "wrapper_type": "'local'", "wrapper_key_id": "''", "ik_kid": "zeroblob(16)", "state": "3", "blob": "x'01'",
 	}
 	installationRow = row{"only_row": "1", "inst": "zeroblob(16)", "ik_kid": "zeroblob(16)", "seq": "5", "active_slot": "'kr_a'", "mac": "zeroblob(32)"}
 	tombstoneRow    = row{
@@ -60,8 +60,8 @@ var (
 // base is what every case begins with: two root keys, of which a has a retired and an active version, and a data key of
 // a's with a version in each state.
 var base = strings.Join([]string{
-	insert("root_slot", slotRow.with("private_id", "'kr_a'", "state", "2")),
-	insert("root_slot", slotRow.with("private_id", "'kr_gone'", "state", "5", "blob", "x''", "removed", "9")),
+	insert("root_slot", slotRow.with("private_id", "'kr_a'", "number", "1", "state", "2")),
+	insert("root_slot", slotRow.with("private_id", "'kr_gone'", "number", "2", "state", "5", "blob", "x''", "removed", "9")),
 	insert("installation", installationRow),
 	insert("root_key", rootKeyRow.with("private_id", "'krk_a'", "scope_id", "'a'", "head_version", "2")),
 	insert("root_key_version", rootVersionRow.with("private_id", "'krkv_a1'", "root_key_id", "'krk_a'", "state", "3")),
@@ -102,8 +102,10 @@ var (
 	badBlob32  = []string{"zeroblob(31)", "zeroblob(33)", "'0123456789abcdef0123456789abcdef'"}
 	with       = func(more []string, values ...string) []string { return append(values, more...) }
 	badID      = func(prefix string) []string {
-		return []string{"''", "'" + prefix + "'", "'x'", "'" + prefix + "é'", "'" + prefix + "a' || char(0)",
-			"'" + prefix + strings.Repeat("a", 65-len(prefix)) + "'", "cast('" + prefix + "a' as blob)"}
+		return []string{
+			"''", "'" + prefix + "'", "'x'", "'" + prefix + "é'", "'" + prefix + "a' || char(0)",
+			"'" + prefix + strings.Repeat("a", 65-len(prefix)) + "'", "cast('" + prefix + "a' as blob)",
+		}
 	}
 	dropTrigger = func(names ...string) string {
 		text := ""
@@ -124,6 +126,7 @@ func installationBreaking() []breaking {
 			{"schema_version_version", "update {prefix}_schema_version set version = 'v0.0.2'", ""},
 
 			{"root_slot_pkey", insert("root_slot", slotRow.with("private_id", "'kr_a'")), unique("{prefix}_root_slot.private_id")},
+			{"root_slot_number_key", insert("root_slot", slotRow.with("number", "1")), unique("{prefix}_root_slot.number")},
 			{"root_slot_one_active", insert("root_slot", slotRow.with("state", "2")), unique("{prefix}_root_slot.ik_kid")},
 			{"root_slot_blob", insert("root_slot", slotRow.with("blob", "x''")), ""},
 			{"root_slot_removed", insert("root_slot", slotRow.with("removed", "1")), ""},
@@ -139,8 +142,10 @@ func installationBreaking() []breaking {
 			{"installation_seq_grows", "update {prefix}_installation set mac = randomblob(32)", ""},
 			{"installation_kept", "delete from {prefix}_installation", ""},
 
-			{"tombstone_pkey", dropTrigger("tombstone_dense") + insert("tombstone", tombstoneRow.with("private_id", "'krkv_y'")),
-				unique("{prefix}_tombstone.key_id, {prefix}_tombstone.version")},
+			{
+				"tombstone_pkey", dropTrigger("tombstone_dense") + insert("tombstone", tombstoneRow.with("private_id", "'krkv_y'")),
+				unique("{prefix}_tombstone.key_id, {prefix}_tombstone.version"),
+			},
 			{"tombstone_private_id_key", insert("tombstone", tombstoneRow.with("version", "2")), unique("{prefix}_tombstone.private_id")},
 			{"tombstone_commitment", insert("tombstone", tombstoneRow.with("version", "2", "private_id", "''", "commitment", "randomblob(32)")), ""},
 			{"tombstone_immutable", "update {prefix}_tombstone set destroyed = 1", ""},
@@ -157,9 +162,11 @@ func installationBreaking() []breaking {
 			{"epoch_bucket", "insert into {prefix}_epoch (bucket, n) values (-1, 1)", ""},
 			{"epoch_n", "insert into {prefix}_epoch (bucket, n) values (1, 0)", ""},
 		},
-		updates("root_slot", "immutable", "private_id", "'kr_y'", "wrapper_type", "'y'", "wrapper_key_id", "'y'", "ik_kid", "randomblob(16)", "created", "1"),
+		updates("root_slot", "immutable", "private_id", "'kr_y'", "number", "7",
+			"wrapper_type", "'y'", "wrapper_key_id", "'y'", "ik_kid", "randomblob(16)", "created", "1"),
 		updates("installation", "immutable", "only_row", "2", "inst", "randomblob(16)", "created", "1"),
 		checks("root_slot", slotRow, "private_id", "''", text(65), "'é'", "x'6b'"),
+		checks("root_slot", slotRow, "number", with(badInteger, "0", "-1")...),
 		checks("root_slot", slotRow, "wrapper_type", "''", "x'01'"),
 		checks("root_slot", slotRow, "wrapper_key_id", "x'01'"),
 		checks("root_slot", slotRow, "ik_kid", badBlob16...),
@@ -227,12 +234,18 @@ func keyBreaking(key, version, keyID string, k, v row, a, va string) []breaking 
 			{key + "_head_forward", set("a", "seq = 6, head_version = 1"), ""},
 
 			{version + "_pkey", insert(version, pending.with("private_id", "'"+va+"_a1'")), unique("{prefix}_" + version + ".private_id")},
-			{version + "_version_key", dropTrigger(version+"_dense") + insert(version, pending.with("version", "3")),
-				unique("{prefix}_" + version + "." + keyID + ", {prefix}_" + version + ".version")},
-			{version + "_state_key", dropTrigger(version+"_dense") + insert(version, pending.with("version", "3")),
-				unique("{prefix}_" + version + "." + keyID + ", {prefix}_" + version + ".version")},
-			{version + "_one_active", dropTrigger(version+"_state_new") + insert(version, pending.with("state", "2")),
-				unique("{prefix}_" + version + "." + keyID)},
+			{
+				version + "_version_key", dropTrigger(version+"_dense") + insert(version, pending.with("version", "3")),
+				unique("{prefix}_" + version + "." + keyID + ", {prefix}_" + version + ".version"),
+			},
+			{
+				version + "_state_key", dropTrigger(version+"_dense") + insert(version, pending.with("version", "3")),
+				unique("{prefix}_" + version + "." + keyID + ", {prefix}_" + version + ".version"),
+			},
+			{
+				version + "_one_active", dropTrigger(version+"_state_new") + insert(version, pending.with("state", "2")),
+				unique("{prefix}_" + version + "." + keyID),
+			},
 			{version + "_dense", insert(version, pending.with("version", "5")), ""},
 			{version + "_dense", insert(version, pending.with("version", "3")), ""},
 			{version + "_dense", "delete from {prefix}_" + version + " where version = 3;" + insert(version, pending.with("version", "3")), ""},
@@ -297,8 +310,10 @@ func allBreaking() []breaking {
 		updates("data_key", "immutable", "root_key_id", "'krk_b'", "purpose", "'y'"),
 		[]breaking{
 			{"root_key_scope_id_key", insert("root_key", rootKeyRow.with("scope_id", "'a'")), unique("{prefix}_root_key.scope_id")},
-			{"data_key_purpose_key", insert("data_key", dataKeyRow.with("purpose", "'a'")),
-				unique("{prefix}_data_key.root_key_id, {prefix}_data_key.purpose")},
+			{
+				"data_key_purpose_key", insert("data_key", dataKeyRow.with("purpose", "'a'")),
+				unique("{prefix}_data_key.root_key_id, {prefix}_data_key.purpose"),
+			},
 			{"root_key_version_key_fkey", dropTrigger("root_key_version_state_new") + insert("root_key_version", rootVersionRow), foreignKey},
 			{"data_key_root_key_fkey", insert("data_key", dataKeyRow.with("root_key_id", "'krk_none'")), foreignKey},
 			{"data_key_version_key_fkey", dropTrigger("data_key_version_state_new", "data_key_version_parent_insert") +
@@ -368,27 +383,45 @@ func TestEveryRuleOfTheTablesRefuses(t *testing.T) {
 
 // effects are the triggers that refuse nothing: SQL, and what it leaves.
 var effects = []struct{ name, sql, query, want string }{
-	{"root_key_epoch_update", "update {prefix}_root_key set seq = 9 where private_id = 'krk_a'",
-		"select group_concat(bucket || ':' || n) from {prefix}_epoch", "10:1"},
-	{"root_key_epoch_update", "update {prefix}_root_key set scope_id = 'renamed' where private_id = 'krk_b'",
-		"select group_concat(bucket || ':' || n) from {prefix}_epoch", "11:1"},
-	{"data_key_epoch_update", "update {prefix}_data_key set seq = 9",
-		"select group_concat(bucket || ':' || n) from {prefix}_epoch", "10:1"},
-	{"root_key_epoch_delete", "delete from {prefix}_root_key where private_id = 'krk_b'",
-		"select group_concat(bucket || ':' || n) from {prefix}_epoch", "11:1,11:1"},
-	{"data_key_epoch_delete", "delete from {prefix}_data_key",
-		"select group_concat(bucket || ':' || n) from {prefix}_epoch", "10:1,10:1,10:1,10:1"},
-	{"root_key_version_bury", "delete from {prefix}_root_key_version where private_id = 'krkv_a3'",
+	{
+		"root_key_epoch_update", "update {prefix}_root_key set seq = 9 where private_id = 'krk_a'",
+		"select group_concat(bucket || ':' || n) from {prefix}_epoch", "10:1",
+	},
+	{
+		"root_key_epoch_update", "update {prefix}_root_key set scope_id = 'renamed' where private_id = 'krk_b'",
+		"select group_concat(bucket || ':' || n) from {prefix}_epoch", "11:1",
+	},
+	{
+		"data_key_epoch_update", "update {prefix}_data_key set seq = 9",
+		"select group_concat(bucket || ':' || n) from {prefix}_epoch", "10:1",
+	},
+	{
+		"root_key_epoch_delete", "delete from {prefix}_root_key where private_id = 'krk_b'",
+		"select group_concat(bucket || ':' || n) from {prefix}_epoch", "11:1,11:1",
+	},
+	{
+		"data_key_epoch_delete", "delete from {prefix}_data_key",
+		"select group_concat(bucket || ':' || n) from {prefix}_epoch", "10:1,10:1,10:1,10:1",
+	},
+	{
+		"root_key_version_bury", "delete from {prefix}_root_key_version where private_id = 'krkv_a3'",
 		"select key_id || version || private_id || kind || alg || length(commitment) from {prefix}_tombstone where private_id = 'krkv_a3'",
-		"krk_a3krkv_a3kek132"},
-	{"data_key_version_bury", "delete from {prefix}_data_key_version where private_id = 'kdkv_a3'",
+		"krk_a3krkv_a3kek132",
+	},
+	{
+		"data_key_version_bury", "delete from {prefix}_data_key_version where private_id = 'kdkv_a3'",
 		"select key_id || version || private_id || kind || alg || length(commitment) from {prefix}_tombstone where private_id = 'kdkv_a3'",
-		"kdk_a3kdkv_a3dek132"},
-	{"root_key_version_bury", "delete from {prefix}_root_key where private_id = 'krk_a'",
+		"kdk_a3kdkv_a3dek132",
+	},
+	{
+		"root_key_version_bury", "delete from {prefix}_root_key where private_id = 'krk_a'",
 		"select group_concat(private_id) from (select private_id from {prefix}_tombstone where key_id like '%_a' order by private_id)",
-		"kdkv_a1,kdkv_a2,kdkv_a3,krkv_a1,krkv_a2,krkv_a3"},
-	{"root_key_epoch_update", "update {prefix}_root_key set private_id = private_id, seq = 9 where private_id = 'krk_a'",
-		"select count(*) from {prefix}_epoch", "1"},
+		"kdkv_a1,kdkv_a2,kdkv_a3,krkv_a1,krkv_a2,krkv_a3",
+	},
+	{
+		"root_key_epoch_update", "update {prefix}_root_key set private_id = private_id, seq = 9 where private_id = 'krk_a'",
+		"select count(*) from {prefix}_epoch", "1",
+	},
 }
 
 func TestTriggersLeaveTombstonesAndEpochs(t *testing.T) {
@@ -480,9 +513,11 @@ func TestScopesAreOfTheirColumnsForm(t *testing.T) {
 		},
 		migrate.UUID: {
 			good: []string{"'0192f3a4-5b6c-7d8e-9fa0-0123456789ab'"},
-			bad: []string{"'0192F3A4-5B6C-7D8E-9FA0-0123456789AB'", "'0192f3a45b6c7d8e9fa00123456789ab'", "''", "'a'", "1",
+			bad: []string{
+				"'0192F3A4-5B6C-7D8E-9FA0-0123456789AB'", "'0192f3a45b6c7d8e9fa00123456789ab'", "''", "'a'", "1",
 				"'0192f3a4-5b6c-7d8e-9fa0-0123456789ab' || char(0)", "'0192f3a45-b6c-7d8e-9fa0-0123456789a-'",
-				"'0192f3a4-5b6c-7d8e-9fa0-0123456789ag'", "x'0192f3a45b6c7d8e9fa00123456789ab'"},
+				"'0192f3a4-5b6c-7d8e-9fa0-0123456789ag'", "x'0192f3a45b6c7d8e9fa00123456789ab'",
+			},
 		},
 		migrate.BigInt: {
 			good: []string{"0", "-1", "9223372036854775807"},

@@ -1,6 +1,7 @@
 package sqlitestore
 
 import (
+	"bytes"
 	"errors"
 	"io/fs"
 	"path/filepath"
@@ -35,7 +36,7 @@ func TestNamesFitPostgreSQL(t *testing.T) {
 				t.Errorf("%s: %s has %d bytes", f.File, name, len(name))
 			}
 		}
-		if i := strings.IndexAny(string(text), "{}"); i >= 0 {
+		if i := bytes.IndexAny(text, "{}"); i >= 0 {
 			t.Errorf("%s: something is not rendered: %.40s", f.File, text[i:])
 		}
 	}

@@ -59,9 +59,8 @@ func (c Config) open(path string, create bool) (*Store, error) {
 	s, err := c.New(db)
 	if err == nil {
 		s.owned = true
-		if err = useWAL(db); err != nil {
-			err = s.tables.explain(context.Background(), "open database "+path, err)
-		}
+		ctx := context.Background() //nolint:forbidigo // opening has no context, and ends by itself
+		err = s.tables.explain(ctx, "open database "+path, useWAL(ctx, db))
 	}
 	if err != nil {
 		return nil, errors.Join(err, db.Close())
@@ -121,12 +120,12 @@ func dataSource(path string) (string, error) {
 
 // useWAL brings the file to WAL mode, once for all its connections. Changing the mode needs the file alone, and SQLite
 // does not wait for that as it waits for other locks.
-func useWAL(db *sql.DB) error {
+func useWAL(ctx context.Context, db *sql.DB) error {
 	for start := time.Now(); ; {
 		var mode string
-		err := db.QueryRow("pragma journal_mode").Scan(&mode)
+		err := db.QueryRowContext(ctx, "pragma journal_mode").Scan(&mode)
 		if err == nil && mode != "wal" {
-			err = db.QueryRow("pragma journal_mode = wal").Scan(&mode)
+			err = db.QueryRowContext(ctx, "pragma journal_mode = wal").Scan(&mode)
 		}
 		switch class := classify(err); {
 		case err == nil || class == classReadOnly:

@@ -87,7 +87,7 @@ func rotateShared(ctx context.Context, s *Store, m *storetest.Maker, inst [16]by
 			return err
 		}
 		k := &f.Data[0]
-		u := m.Next(k)
+		var u store.Update
 		switch last := k.Versions[len(k.Versions)-1]; {
 		case last.State == key.Pending:
 			u = m.Activate(k, last.Number)

@@ -23,7 +23,7 @@ select i.inst, i.ik_kid, i.seq, i.active_slot, i.mac, i.created,
     s.private_id, s.wrapper_type, s.wrapper_key_id, s.ik_kid, s.state, s.blob, s.created, coalesce(s.removed, 0)
 from {prefix}_installation i
 cross join {prefix}_root_slot s
-order by s.private_id`)
+order by s.number`)
 
 // Installation implements [store.Queries].
 func (q queries) Installation(ctx context.Context) (store.Installation, error) {

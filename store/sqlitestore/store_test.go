@@ -194,8 +194,10 @@ func TestAScopeIsNeverAnotherOnesRow(t *testing.T) {
 		not   []key.Scope
 	}{
 		migrate.BigInt: {"42", []key.Scope{"042", "+42", "42.0", " 42", "42 ", "4.2e1", "0x2a", "９", "", "42a", "9223372036854775808", "-0"}},
-		migrate.UUID: {"0192f3a4-5b6c-7d8e-9fa0-0123456789ab", []key.Scope{"0192F3A4-5B6C-7D8E-9FA0-0123456789AB", "0192f3a45b6c7d8e9fa00123456789ab",
-			"{0192f3a4-5b6c-7d8e-9fa0-0123456789ab}", "", "0192f3a4-5b6c-7d8e-9fa0-0123456789a", "0192f3a4-5b6c-7d8e-9fa0-0123456789ab\x00"}},
+		migrate.UUID: {"0192f3a4-5b6c-7d8e-9fa0-0123456789ab", []key.Scope{
+			"0192F3A4-5B6C-7D8E-9FA0-0123456789AB", "0192f3a45b6c7d8e9fa00123456789ab",
+			"{0192f3a4-5b6c-7d8e-9fa0-0123456789ab}", "", "0192f3a4-5b6c-7d8e-9fa0-0123456789a", "0192f3a4-5b6c-7d8e-9fa0-0123456789ab\x00",
+		}},
 	} {
 		m := storetest.NewMaker(1)
 		s := migrated(t, Config{ScopeType: kind}, filepath.Join(t.TempDir(), "keys.db"))

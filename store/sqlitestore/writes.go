@@ -18,7 +18,8 @@ var (
 insert into {prefix}_installation (only_row, inst, ik_kid, seq, active_slot, mac) values (1, ?, ?, ?, ?, ?)`)
 
 	insertSlot = define(`
-insert into {prefix}_root_slot (private_id, wrapper_type, wrapper_key_id, ik_kid, state, blob) values (?, ?, ?, ?, ?, ?)`)
+insert into {prefix}_root_slot (private_id, number, wrapper_type, wrapper_key_id, ik_kid, state, blob)
+values (?, ?, ?, ?, ?, ?, ?)`)
 )
 
 // Initialize implements [store.Store].
@@ -39,8 +40,8 @@ func (s *Store) Initialize(ctx context.Context, in store.Installation) error {
 		if _, err := w.exec(ctx, insertInstallation, in.Inst, in.IKKID, seq[0], string(in.ActiveSlot), in.MAC); err != nil {
 			return err
 		}
-		for _, slot := range in.Slots {
-			if _, err := w.exec(ctx, insertSlot, string(slot.ID), slot.WrapperType, slot.WrapperKeyID, slot.IKKID,
+		for i, slot := range in.Slots {
+			if _, err := w.exec(ctx, insertSlot, string(slot.ID), int64(i+1), slot.WrapperType, slot.WrapperKeyID, slot.IKKID,
 				int64(slot.State), slot.Blob); err != nil {
 				return fmt.Errorf("slot %s: %w", slot.ID, err)
 			}

@@ -66,7 +66,6 @@ func (m *Maker) Installation() store.Installation {
 		})
 	}
 	in.ActiveSlot = in.Slots[0].ID
-	slices.SortFunc(in.Slots, func(a, b store.Slot) int { return bytes.Compare([]byte(a.ID), []byte(b.ID)) })
 	return in
 }
 

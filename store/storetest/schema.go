@@ -107,7 +107,7 @@ var installationTests = []test{
 			nearNow(e.T, "Created of a slot", slot.Created)
 		}
 	}},
-	{"comes with its slots by id, whatever their order was", func(e *env) {
+	{"comes with its slots in the order in which they were made", func(e *env) {
 		e.migrate()
 		in := e.m.Installation()
 		in.Slots[0], in.Slots[1] = in.Slots[1], in.Slots[0]
@@ -115,8 +115,8 @@ var installationTests = []test{
 			e.Fatalf("Initialize: %v", err)
 		}
 		got, err := e.s.Installation(e.ctx)
-		if err != nil || len(got.Slots) != 2 || got.Slots[0].ID >= got.Slots[1].ID {
-			e.Errorf("Installation: slots %+v, %v; want two by id", got.Slots, err)
+		if err != nil || len(got.Slots) != 2 || got.Slots[0].ID != in.Slots[0].ID || got.Slots[1].ID != in.Slots[1].ID {
+			e.Errorf("Installation: slots %+v, %v; want those of %+v", got.Slots, err, in.Slots)
 		}
 	}},
 	{"a second one is refused and the first stays", initialized(func(e *env) {

@@ -15,6 +15,8 @@ create table {prefix}_schema_version (
 -- The installation key sealed by one external root. A removed slot keeps its row, without the blob.
 create table {prefix}_root_slot (
     private_id text not null,
+    -- The order in which the slots were made, which the MAC over their list depends on.
+    number integer not null,
     wrapper_type text not null,
     wrapper_key_id text not null,
     ik_kid blob not null,
@@ -24,6 +26,8 @@ create table {prefix}_root_slot (
     removed integer,
 
     constraint {prefix}_root_slot_pkey primary key (private_id),
+    constraint {prefix}_root_slot_number_key unique (number),
+    constraint {prefix}_root_slot_number check (typeof(number) = 'integer' and number >= 1),
     -- Equal lengths in characters and in bytes: only ASCII, and no zero byte.
     constraint {prefix}_root_slot_private_id check (
         typeof(private_id) = 'text'
@@ -64,8 +68,8 @@ create table {prefix}_installation (
 );
 
 create trigger {prefix}_root_slot_immutable
-before update of private_id, wrapper_type, wrapper_key_id, ik_kid, created on {prefix}_root_slot
-when old.private_id is not new.private_id or old.wrapper_type is not new.wrapper_type
+before update of private_id, number, wrapper_type, wrapper_key_id, ik_kid, created on {prefix}_root_slot
+when old.private_id is not new.private_id or old.number is not new.number or old.wrapper_type is not new.wrapper_type
     or old.wrapper_key_id is not new.wrapper_key_id or old.ik_kid is not new.ik_kid or old.created is not new.created
 begin
     select raise(abort, '{prefix}_root_slot_immutable: what identifies a root slot never changes');
