@@ -1,0 +1,140 @@
+// Package cli is the commands of the keyhold program, one file for each.
+package cli
+
+import (
+	"context"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"keyhold.example/keyhold"
+)
+
+// Exit codes. They are a promise to scripts.
+const (
+	exitDone   = 0
+	exitFailed = 1
+	exitUsage  = 2
+	exitFound  = 3
+)
+
+const about = `keyhold keeps the encryption keys of an application in the database that the application already runs.
+
+Start with "keyhold demo": the whole life of a key, on real data, in seconds. Then:
+
+  keyhold root keygen root.key
+  export KEYHOLD_DB=sqlite:keys.db KEYHOLD_ROOT=file:root.key
+  keyhold init
+  keyhold scope create org_42 --purpose client-secrets
+  keyhold seal --scope org_42 --purpose client-secrets <secret >sealed
+  keyhold open <sealed
+
+Where things are: --db, --root and --pin, or else the environment's KEYHOLD_DB, KEYHOLD_ROOT and KEYHOLD_PIN (pins
+separated by commas). A database is sqlite:PATH. A root is file:PATH or env:NAME, an environment variable that holds the
+root's line. Only init, migrate up and demo make a database file that is not there.
+
+What comes where: data on standard output, words on standard error. With --json both are JSON; an error is then one line
+{"error":{"code":"not_found","message":"...","hint":"..."}} on standard error.
+
+Exit codes: 0 done; 1 failed; 2 wrong use; 3 done, and found something (status, doctor, migrate status).`
+
+// app is one run of the program.
+type app struct {
+	in       io.Reader
+	out, err io.Writer
+
+	db, root, prefix string
+	pins             []string
+	timeout          time.Duration
+	json             bool
+}
+
+// Main runs the program with the given arguments, which do not include its name, and returns its exit code. After
+// ctx has ended it returns soon, with an error.
+func Main(ctx context.Context, args []string, in io.Reader, out, err io.Writer) int {
+	a := &app{in: in, out: out, err: err}
+	root := a.command()
+	root.SetArgs(args)
+	root.SetIn(in)
+	root.SetOut(out)
+	root.SetErr(err)
+	failure := root.ExecuteContext(ctx)
+	if failure != nil && a.explain(ctx, failure).exit == exitUsage && slices.Contains(args, "--json") {
+		a.json = true // what is wrong may have kept the flag from being parsed
+	}
+	return a.report(ctx, failure)
+}
+
+func (a *app) command() *cobra.Command {
+	root := &cobra.Command{
+		Use:               "keyhold",
+		Short:             "Encryption keys of an application, in its own database",
+		Long:              about,
+		SilenceErrors:     true,
+		SilenceUsage:      true,
+		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
+	}
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usageError(err.Error(), cmd.CommandPath()+" --help lists the flags")
+	})
+	flags := root.PersistentFlags()
+	flags.StringVar(&a.db, "db", "", "the database, sqlite:PATH (or KEYHOLD_DB)")
+	flags.StringVar(&a.root, "root", "", "the external root, file:PATH or env:NAME (or KEYHOLD_ROOT)")
+	flags.StringArrayVar(&a.pins, "pin", nil, "a pin that the installation may have, as init printed it; can be repeated (or KEYHOLD_PIN)")
+	flags.StringVar(&a.prefix, "prefix", "kms", "what the names of the tables begin with")
+	flags.DurationVar(&a.timeout, "timeout", keyhold.DefaultTimeout,
+		"how long one call to the database or the root may take; negative is for ever")
+	flags.BoolVar(&a.json, "json", false, "print JSON")
+
+	root.AddCommand(
+		a.demoCommand(), a.rootCommand(), a.initCommand(), a.scopeCommand(), a.keyCommand(), a.sealCommand(), a.openCommand(),
+		a.statusCommand(), a.doctorCommand(), a.migrateCommand(), a.versionCommand(),
+	)
+	return root
+}
+
+// group is a command that only holds others.
+func group(use, short string, commands ...*cobra.Command) *cobra.Command {
+	c := &cobra.Command{
+		Use: use, Short: short,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return usageError(cmd.CommandPath()+" needs a command", cmd.CommandPath()+" --help lists them")
+			}
+			return usageError(cmd.CommandPath()+" has no command "+quote(args[0]), cmd.CommandPath()+" --help lists them")
+		},
+	}
+	c.AddCommand(commands...)
+	return c
+}
+
+// args checks the number of arguments; names are theirs, in brackets where one may be left out.
+func args(names ...string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, given []string) error {
+		required := 0
+		for _, n := range names {
+			if !strings.HasPrefix(n, "[") {
+				required++
+			}
+		}
+		switch hint := cmd.CommandPath() + " --help shows how it is used"; {
+		case len(given) < required:
+			return usageError(cmd.CommandPath()+" needs "+names[len(given)], hint)
+		case len(given) > len(names):
+			return usageError("unexpected argument "+quote(given[len(names)]), hint)
+		}
+		return nil
+	}
+}
+
+// setting is a flag's value, or where it was not given, the environment's.
+func setting(flag, env string) string {
+	if flag != "" {
+		return flag
+	}
+	return os.Getenv(env)
+}

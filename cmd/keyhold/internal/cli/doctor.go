@@ -1,0 +1,69 @@
+package cli
+
+import (
+	"errors"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"keyhold.example/keyhold"
+	"keyhold.example/keyhold/store"
+)
+
+// finding is something that is wrong, as --json shows it.
+type finding struct {
+	Subject string `json:"subject"`
+	Problem string `json:"problem"`
+}
+
+func (a *app) doctorCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "doctor",
+		Short: "Open every key and check every row and manifest",
+		Long: `Reads the whole installation: asks the database whether its file and references are sound, checks every rule that the rows
+have to keep, every manifest, and unwraps every version of every key. It prints what is wrong, one finding on each line, and
+changes nothing. The exit code is 3 if there is any.`,
+		Args: args(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			findings, err := a.examine(cmd)
+			if err != nil {
+				return err
+			}
+			list := a.newStream("")
+			for _, f := range findings {
+				if err := list.add(finding{f.Subject, f.Problem}, func(w io.Writer) { line(w, f.Subject+": "+f.Problem) }); err != nil {
+					return err
+				}
+			}
+			if err := list.end(); err != nil {
+				return err
+			}
+			if len(findings) > 0 {
+				a.say("%s", plural(len(findings), "thing is wrong", "things are wrong"))
+				return errFound
+			}
+			a.say("all is well")
+			return nil
+		},
+	}
+}
+
+// examine returns what is wrong, also where the installation cannot be opened for it.
+func (a *app) examine(cmd *cobra.Command) ([]store.Finding, error) {
+	ctx := cmd.Context()
+	s, err := a.open(ctx, keyhold.Config{})
+	if broken := (*keyhold.IntegrityError)(nil); errors.As(err, &broken) {
+		findings := []store.Finding{{Subject: "installation", Problem: broken.Error()}}
+		rows, err := a.openStore(ctx, "", false)
+		if err != nil {
+			return nil, err
+		}
+		more, err := store.Check(ctx, rows)
+		return append(findings, more...), errors.Join(err, rows.Close())
+	}
+	if err != nil {
+		return nil, err
+	}
+	findings, err := s.Check(ctx)
+	return findings, s.close(err)
+}

@@ -1,0 +1,207 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+
+	"keyhold.example/keyhold"
+	"keyhold.example/keyhold/envelope"
+	"keyhold.example/keyhold/localroot"
+	"keyhold.example/keyhold/migrate"
+	"keyhold.example/keyhold/store"
+)
+
+// problem is an error as the user reads it: one sentence, and what to do about it where that can be said. None
+// holds anything secret.
+type problem struct {
+	Code    string `json:"code"` // for scripts; the codes are those in this file
+	Message string `json:"message"`
+	Hint    string `json:"hint,omitempty"`
+
+	exit int
+}
+
+func (p *problem) Error() string { return p.Message }
+
+func usageError(message, hint string) error {
+	return &problem{Code: "usage", Message: message, Hint: hint, exit: exitUsage}
+}
+
+func failed(code, message, hint string) error {
+	return &problem{Code: code, Message: message, Hint: hint, exit: exitFailed}
+}
+
+// errFound ends a command that did what it was asked and found something. Nothing more is printed.
+var errFound = errors.New("found something")
+
+// report prints the error that a command returned and says what the exit code is.
+func (a *app) report(ctx context.Context, err error) int {
+	switch {
+	case err == nil:
+		return exitDone
+	case errors.Is(err, errFound):
+		return exitFound
+	}
+	p := a.explain(ctx, err)
+	if a.json {
+		a.printJSON(a.err, map[string]*problem{"error": p})
+		return p.exit
+	}
+	// If standard error cannot be written to, there is nowhere to say so.
+	_, _ = fmt.Fprintf(a.err, "keyhold: error: %s\n", p.Message)
+	if p.Hint != "" {
+		_, _ = fmt.Fprintf(a.err, "keyhold: hint: %s\n", p.Hint)
+	}
+	return p.exit
+}
+
+// explain makes one sentence of a chain of errors.
+func (a *app) explain(ctx context.Context, err error) *problem {
+	var (
+		said      *problem
+		invalid   *keyhold.InvalidError
+		option    *migrate.OptionError
+		parts     *envelope.ContextError
+		schema    *keyhold.SchemaError
+		integrity *keyhold.IntegrityError
+	)
+	fail := func(code, message, hint string) *problem {
+		return &problem{Code: code, Message: message, Hint: hint, exit: exitFailed}
+	}
+	switch {
+	case errors.As(err, &said):
+		return said
+	case ctx.Err() != nil:
+		return fail("interrupted", "interrupted", "")
+	case errors.As(err, &invalid):
+		return &problem{Code: "invalid", Message: invalid.Error(), exit: exitUsage}
+	case errors.As(err, &option):
+		return &problem{Code: "invalid", Message: option.Error(), exit: exitUsage}
+	case errors.As(err, &parts):
+		return &problem{Code: "invalid", Message: parts.Error(), exit: exitUsage}
+	case errors.As(err, &schema):
+		return fail("schema", schema.Error(), "")
+	case errors.Is(err, keyhold.ErrNotInitialized):
+		return fail("not_initialized", "there is no installation in "+a.where()+", with tables "+a.prefix+"_*", "keyhold init makes one")
+	case errors.Is(err, keyhold.ErrPin):
+		return fail("pin", err.Error(), "another database, or one that was replaced: compare with the pin that keyhold init printed for yours")
+	case errors.As(err, &integrity):
+		return fail("integrity", integrity.Error(), "keyhold doctor looks at everything")
+	case errors.Is(err, keyhold.ErrOpen):
+		return fail("open", "the ciphertext does not open here: it is damaged or cut off, or of another scope, purpose, context or installation",
+			"--scope, --purpose and --context have to be those that it was sealed with")
+	case errors.Is(err, keyhold.ErrDisabled):
+		return fail("disabled", "the ciphertext's key version is disabled or destroyed", "")
+	case errors.Is(err, keyhold.ErrPurpose):
+		return fail("purpose", sentence(err, keyhold.ErrPurpose)+", which is for another use", "keyhold key list shows what each key is for")
+	case errors.Is(err, keyhold.ErrTooLarge):
+		return fail("too_large", sentence(err, keyhold.ErrTooLarge), "")
+	case errors.Is(err, keyhold.ErrRolledBack):
+		return fail("rolled_back", err.Error(), "keyhold doctor looks at everything")
+	case errors.Is(err, keyhold.ErrForeignKey):
+		return fail("foreign_key", sentence(err, keyhold.ErrForeignKey)+": the application's tables refuse",
+			"the application's row for the scope has to be there first")
+	case errors.Is(err, store.ErrUnknownOutcome):
+		return fail("unknown_outcome", "the database was lost at the commit: what was asked was done, or not",
+			"look, and repeat it if it was not")
+	case errors.Is(err, keyhold.ErrUnavailable):
+		return fail("unavailable", "cannot use "+a.where()+": "+reason(err), "")
+	case errors.Is(err, context.DeadlineExceeded):
+		return fail("timeout", fmt.Sprintf("no answer within %v", a.timeout), "--timeout allows more")
+	case errors.Is(err, keyhold.ErrNotFound):
+		return fail("not_found", sentence(err, keyhold.ErrNotFound)+" is not there", "")
+	case isCobraUsage(err):
+		hint := "keyhold help lists the commands"
+		if _, words, found := strings.Cut(err.Error(), "Did you mean this?"); found {
+			hint = "did you mean " + strings.Join(strings.Fields(words), " or ") + "?"
+		}
+		return &problem{Code: "usage", Message: firstLine(err), Hint: hint, exit: exitUsage}
+	}
+	return fail("failed", firstLine(err), "")
+}
+
+// where names the database as the user gave it.
+func (a *app) where() string {
+	if db := setting(a.db, "KEYHOLD_DB"); db != "" {
+		return "the database " + db
+	}
+	return "the database"
+}
+
+// explainRoot makes a problem of an error of a local root.
+func explainRoot(given string, err error) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return failed("root", "there is no root "+given,
+			"keyhold root keygen FILE makes a new one; without the old one nothing that it protects opens")
+	case errors.Is(err, localroot.ErrNotLocalRoot):
+		return failed("root", given+" is not a keyhold root, or is cut off",
+			"a root is one line that begins with khr1_, as keyhold root keygen writes it")
+	case errors.Is(err, localroot.ErrMistyped):
+		return failed("root", given+" is mistyped: its checksum is wrong", "copy it again")
+	case errors.Is(err, localroot.ErrUnset):
+		return failed("root", "the environment variable of "+given+" is not set", "")
+	}
+	return failed("root", "cannot read the root "+given+": "+pathReason(err), "")
+}
+
+// sentence is what an error says before the sentinel that it wraps.
+func sentence(err, sentinel error) string {
+	text := firstLine(err)
+	before, _, found := strings.Cut(text, ": "+sentinel.Error())
+	if !found || before == "" {
+		return text
+	}
+	return before
+}
+
+// reason is what a store says after [store.ErrUnavailable], without the words of the driver.
+func reason(err error) string {
+	text := firstLine(err)
+	unavailable := store.ErrUnavailable.Error()
+	if _, after, found := strings.Cut(text, unavailable+": "); found {
+		if path, ok := errors.AsType[*fs.PathError](err); ok {
+			return path.Err.Error()
+		}
+		after, _, _ = strings.Cut(after, " (")
+		return after
+	}
+	before := strings.TrimSuffix(text, ": "+unavailable)
+	if i := strings.LastIndex(before, ": "); i >= 0 {
+		return before[i+2:]
+	}
+	return before
+}
+
+// pathReason is why a file could not be used, without its name.
+func pathReason(err error) string {
+	if path, ok := errors.AsType[*fs.PathError](err); ok {
+		return path.Err.Error()
+	}
+	return firstLine(err)
+}
+
+func firstLine(err error) string {
+	text, _, _ := strings.Cut(err.Error(), "\n")
+	return text
+}
+
+// isCobraUsage says whether the error is one that the parser of the command line makes without a type.
+func isCobraUsage(err error) bool {
+	for _, text := range []string{"unknown command ", "flag needs an argument"} {
+		if strings.HasPrefix(err.Error(), text) {
+			return true
+		}
+	}
+	return false
+}
+
+// quote is a word of the user's as a message has it.
+func quote(s string) string {
+	text, _ := json.Marshal(s)
+	return string(text)
+}

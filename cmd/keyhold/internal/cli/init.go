@@ -1,0 +1,73 @@
+package cli
+
+import (
+	"errors"
+
+	"github.com/spf13/cobra"
+
+	"keyhold.example/keyhold"
+	"keyhold.example/keyhold/migrate"
+)
+
+func (a *app) initCommand() *cobra.Command {
+	var scopeType string
+	c := &cobra.Command{
+		Use:   "init",
+		Short: "Make tables, installation key and first root slot; print the pin",
+		Long: `Makes what is not there yet: the database file, the tables, the installation key, and its first slot, which the external
+root seals. It prints the installation's pin. Where there is an installation already, it changes nothing, prints the same
+pin, and the exit code is 0 too. With a pin given it makes nothing.`,
+		Args: args(),
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.runInit(cmd, scopeType) },
+	}
+	scopeTypeFlag(c, &scopeType)
+	return c
+}
+
+func scopeTypeFlag(c *cobra.Command, scopeType *string) {
+	c.Flags().StringVar(scopeType, "scope-type", "", "type of the scope's id in new tables: text, uuid or bigint (default text)")
+}
+
+func (a *app) runInit(cmd *cobra.Command, scopeType string) error {
+	ctx := cmd.Context()
+	root, given, err := a.openRoot()
+	if err != nil {
+		return err
+	}
+	// With a pin, the installation is expected to be there.
+	s, err := a.openStore(ctx, migrate.ScopeType(scopeType), len(a.allPins()) == 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = s.Close() }()
+
+	created := false
+	m, err := a.manager(ctx, s, keyhold.Config{Root: root}, given)
+	if errors.Is(err, keyhold.ErrNotInitialized) {
+		created = true
+		m, err = a.manager(ctx, s, keyhold.Config{Root: root, Initialize: true}, given)
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { _ = m.Close() }()
+	info, err := m.Installation(ctx)
+	if err != nil {
+		return err
+	}
+	if created {
+		a.say("made a new installation in %s, with the tables %s_*", setting(a.db, "KEYHOLD_DB"), a.prefix)
+		a.say("its root is %s; "+
+			"whoever loses it loses every key in this database, so keep a copy in a safe place, apart from the database's backups", given)
+		a.say("the pin below is not secret: give it as --pin or KEYHOLD_PIN, and nobody can put another installation in this one's place")
+	} else {
+		a.say("the installation in %s is there already, and was not changed; its pin:", setting(a.db, "KEYHOLD_DB"))
+	}
+	if a.json {
+		return writeError(encode(a.out, map[string]any{
+			"created": created, "database": setting(a.db, "KEYHOLD_DB"), "installation": info.ID, "pin": info.Pin,
+			"prefix": a.prefix, "root": given,
+		}))
+	}
+	return a.write([]byte(info.Pin + "\n"))
+}

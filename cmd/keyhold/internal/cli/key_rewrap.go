@@ -1,0 +1,56 @@
+package cli
+
+import (
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"keyhold.example/keyhold"
+	"keyhold.example/keyhold/key"
+)
+
+// rewrapped is what was done for a scope, as --json shows it.
+type rewrapped struct {
+	Scope     key.Scope `json:"scope"`
+	Rewrapped int       `json:"rewrapped"`
+}
+
+func (a *app) keyRewrapCommand() *cobra.Command {
+	var all bool
+	c := &cobra.Command{
+		Use:   "rewrap [SCOPE | --all]",
+		Short: "Wrap data keys under the newest version of their root key",
+		Long: `Wraps every version of a scope's data keys under the newest version of its root key, where it is not yet. The data keys, and
+what they sealed, stay the same. It may be interrupted and repeated. It prints for each scope how many versions it wrapped.`,
+		Args: args("[SCOPE]"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ctx := cmd.Context()
+			if all == (len(args) == 1) {
+				return usageError("either a scope or --all has to be given", "")
+			}
+			return a.with(ctx, keyhold.Config{}, func(s *session) error {
+				list := a.newStream("SCOPE\tREWRAPPED")
+				rewrap := func(scope key.Scope) error {
+					n, err := s.Rewrap(ctx, scope)
+					if err != nil {
+						return err
+					}
+					return list.add(rewrapped{scope, n}, func(w io.Writer) { line(w, scope, n) })
+				}
+				var err error
+				if all {
+					err = eachScope(ctx, s, rewrap)
+				} else {
+					scope := key.Scope(args[0])
+					err = unknown(ctx, s, key.Ref{Scope: scope}, rewrap(scope))
+				}
+				if err != nil {
+					return err
+				}
+				return list.end()
+			})
+		},
+	}
+	c.Flags().BoolVar(&all, "all", false, "every scope")
+	return c
+}

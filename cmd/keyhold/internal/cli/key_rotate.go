@@ -1,0 +1,83 @@
+package cli
+
+import (
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"keyhold.example/keyhold"
+	"keyhold.example/keyhold/key"
+)
+
+// rotated is a key that was rotated, as --json shows it.
+type rotated struct {
+	Scope   key.Scope   `json:"scope"`
+	Kind    string      `json:"kind"`
+	Purpose key.Purpose `json:"purpose,omitempty"`
+	Version key.Version `json:"version"`
+}
+
+func (a *app) keyRotateCommand() *cobra.Command {
+	var purpose string
+	c := &cobra.Command{
+		Use:   "rotate SCOPE",
+		Short: "Add a version to a key and make it the one that seals",
+		Long: `Adds a version to the data key for a purpose, or without --purpose to the root key and then to every data key of the scope.
+What was sealed before opens as it did. It prints each key with its new version.`,
+		Args: args("SCOPE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.with(cmd.Context(), keyhold.Config{}, func(s *session) error {
+				ref := key.Ref{Scope: key.Scope(args[0]), Purpose: key.Purpose(purpose)}
+				return a.rotate(cmd, s, ref, !cmd.Flags().Changed("purpose"))
+			})
+		},
+	}
+	c.Flags().StringVar(&purpose, "purpose", "", "the data key to rotate")
+	return c
+}
+
+func (a *app) rotate(cmd *cobra.Command, s *session, ref key.Ref, all bool) error {
+	ctx := cmd.Context()
+	if !all {
+		// An empty purpose would name the root key.
+		if err := ref.Purpose.Validate(); err != nil {
+			return err
+		}
+	}
+	keys, err := s.Keys(ctx, ref.Scope)
+	if err != nil {
+		return unknown(ctx, s, key.Ref{Scope: ref.Scope}, err)
+	}
+	list := a.newStream("SCOPE\tPURPOSE\tVERSION")
+	found := false
+	for _, k := range keys { // the root key is the first
+		if !all && k.Ref != ref {
+			continue
+		}
+		found = true
+		version, err := s.Rotate(ctx, k.Ref)
+		if err != nil {
+			return unknown(ctx, s, k.Ref, err)
+		}
+		if k.Versions[len(k.Versions)-1].Alg == key.BlindIndex {
+			a.say("the key %q makes blind indexes: new ones differ from those that are stored until they are written anew", string(k.Ref.Purpose))
+		}
+		kind := "data"
+		if k.Ref.IsRoot() {
+			kind = "root"
+		}
+		err = list.add(rotated{k.Ref.Scope, kind, k.Ref.Purpose, version}, func(w io.Writer) {
+			line(w, k.Ref.Scope, purposeText(k.Ref), version)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if !found {
+		return unknown(ctx, s, ref, keyhold.ErrNotFound)
+	}
+	if all {
+		a.say("keyhold key rewrap %s brings what is wrapped under the old root key under the new one", shellQuote(string(ref.Scope)))
+	}
+	return list.end()
+}

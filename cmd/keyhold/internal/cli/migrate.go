@@ -1,0 +1,147 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"io/fs"
+
+	"github.com/spf13/cobra"
+
+	"keyhold.example/keyhold/migrate"
+	"keyhold.example/keyhold/store/sqlitestore"
+)
+
+func (a *app) migrateCommand() *cobra.Command {
+	return group("migrate", "The tables, without the keys; needs no root",
+		a.migrateUpCommand(), a.migrateStatusCommand(), a.migratePrintCommand())
+}
+
+func (a *app) migrateUpCommand() *cobra.Command {
+	var scopeType string
+	c := &cobra.Command{
+		Use:   "up",
+		Short: "Make the tables, or bring them to this program's version",
+		Long: `Applies the migrations that the database does not have yet, all or none; where there are none it changes nothing. It makes the
+database file if it is not there. init does it too.`,
+		Args: args(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.withStore(cmd.Context(), scopeType, true, func(ctx context.Context, s *sqlitestore.Store) error {
+				before, err := s.MigrationStatus(ctx)
+				if err != nil {
+					return err
+				}
+				if err := s.Migrate(ctx); err != nil {
+					return err
+				}
+				after, err := s.MigrationStatus(ctx)
+				if err != nil {
+					return err
+				}
+				a.say("applied %s", plural(applied(after)-applied(before), "migration", "migrations"))
+				return a.printMigrations(after)
+			})
+		},
+	}
+	scopeTypeFlag(c, &scopeType)
+	return c
+}
+
+func (a *app) migrateStatusCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "status",
+		Short: "List the migrations and which the database has",
+		Long:  "Lists the migrations. The exit code is 3 if the database does not have all of them.",
+		Args:  args(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.withStore(cmd.Context(), "", false, func(ctx context.Context, s *sqlitestore.Store) error {
+				list, err := s.MigrationStatus(ctx)
+				if err != nil {
+					return err
+				}
+				if err := a.printMigrations(list); err != nil {
+					return err
+				}
+				if applied(list) < len(list) {
+					return errFound
+				}
+				return nil
+			})
+		},
+	}
+}
+
+func (a *app) migratePrintCommand() *cobra.Command {
+	var scopeType string
+	c := &cobra.Command{
+		Use:   "print",
+		Short: "Print the SQL of the migrations; needs no database",
+		Args:  args(),
+		RunE: func(*cobra.Command, []string) error {
+			fsys, err := sqlitestore.Migrations(migrate.Options{Prefix: a.prefix, ScopeType: migrate.ScopeType(scopeType)})
+			if err != nil {
+				return err
+			}
+			files, err := migrate.List(fsys)
+			if err != nil {
+				return err
+			}
+			list := a.newStream("")
+			for _, f := range files {
+				text, err := fs.ReadFile(fsys, f.File)
+				if err != nil {
+					return err
+				}
+				v := map[string]any{"number": f.Number, "name": f.Name, "file": f.File, "sql": string(text)}
+				if a.json {
+					err = list.add(v, nil)
+				} else {
+					// As it is, without the alignment of tables.
+					err = a.write(fmt.Appendf(nil, "-- %s\n\n%s\n", f.File, text))
+				}
+				if err != nil {
+					return err
+				}
+			}
+			return list.end()
+		},
+	}
+	scopeTypeFlag(c, &scopeType)
+	return c
+}
+
+// withStore opens the database without its installation, and limits the time of all that f does.
+func (a *app) withStore(ctx context.Context, scopeType string, create bool, f func(context.Context, *sqlitestore.Store) error) error {
+	if a.timeout >= 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, a.timeout)
+		defer cancel()
+	}
+	s, err := a.openStore(ctx, migrate.ScopeType(scopeType), create)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = s.Close() }() // nothing is under way any more
+	return f(ctx, s)
+}
+
+func applied(list []sqlitestore.Migration) int {
+	n := 0
+	for _, m := range list {
+		if m.Applied {
+			n++
+		}
+	}
+	return n
+}
+
+func (a *app) printMigrations(migrations []sqlitestore.Migration) error {
+	list := a.newStream("NUMBER\tNAME\tAPPLIED")
+	for _, m := range migrations {
+		v := map[string]any{"number": m.Number, "name": m.Name, "applied": m.Applied}
+		if err := list.add(v, func(w io.Writer) { line(w, m.Number, m.Name, m.Applied) }); err != nil {
+			return err
+		}
+	}
+	return list.end()
+}

@@ -1,0 +1,54 @@
+package cli
+
+import (
+	"github.com/spf13/cobra"
+
+	"keyhold.example/keyhold"
+	"keyhold.example/keyhold/envelope"
+	"keyhold.example/keyhold/key"
+)
+
+func (a *app) openCommand() *cobra.Command {
+	var ref key.Ref
+	var parts []string
+	c := &cobra.Command{
+		Use:     "open [--scope S --purpose P] [--context C]... <in >out",
+		Aliases: []string{"decrypt"},
+		Short:   "Decrypt standard input to standard output",
+		Long: `Decrypts what seal wrote, given the same --context. With --scope and --purpose it opens only what was sealed with that key;
+without both it opens what any key of the installation sealed, and says on standard error whose it was. If anything is wrong,
+nothing is written to standard output.`,
+		Args: args(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx := cmd.Context()
+			if (ref.Scope == "") != (ref.Purpose == "") || cmd.Flags().Changed("scope") != (ref.Scope != "") {
+				return usageError("open needs both --scope and --purpose, or neither", "")
+			}
+			return a.with(ctx, keyhold.Config{}, func(s *session) error {
+				sealed, err := readAll(ctx, a.in, envelope.MaxPlaintext+envelope.AttachedOverhead)
+				if err != nil {
+					return err
+				}
+				if ref.Scope != "" {
+					plaintext, err := s.Open(ctx, ref, sealed, keyhold.Context(parts...))
+					if err != nil {
+						return unknown(ctx, s, ref, err)
+					}
+					return a.write(plaintext)
+				}
+				plaintext, whose, err := s.OpenAny(ctx, sealed, keyhold.Context(parts...))
+				if err != nil {
+					return err
+				}
+				if a.json {
+					a.printJSON(a.err, map[string]map[string]string{"opened": {"scope": string(whose.Scope), "purpose": string(whose.Purpose)}})
+				} else {
+					a.say("opened with the %v", whose)
+				}
+				return a.write(plaintext)
+			})
+		},
+	}
+	refFlags(c, &ref, &parts)
+	return c
+}

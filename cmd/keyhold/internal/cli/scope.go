@@ -1,0 +1,79 @@
+package cli
+
+import (
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"keyhold.example/keyhold"
+)
+
+func (a *app) scopeCommand() *cobra.Command {
+	return group("scope", "Scopes, such as tenants", a.scopeCreateCommand(), a.scopeListCommand())
+}
+
+func (a *app) scopeCreateCommand() *cobra.Command {
+	var purposes, raw, index []string
+	c := &cobra.Command{
+		Use:   "create SCOPE --purpose P...",
+		Short: "Make the keys of a scope",
+		Long: `Makes the root key of a scope and a data key for each purpose. Where the scope is there already, it makes the data keys
+that are missing. It prints the scope's keys, as key list does.`,
+		Args: args("SCOPE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(purposes)+len(raw)+len(index) == 0 {
+				return usageError("no purpose is given", "give --purpose, --raw-purpose or --index-purpose, each as often as needed")
+			}
+			config := keyhold.Config{
+				Purposes:      as[keyhold.Purpose](purposes),
+				RawPurposes:   as[keyhold.Purpose](raw),
+				IndexPurposes: as[keyhold.Purpose](index),
+			}
+			return a.with(cmd.Context(), config, func(s *session) error {
+				scope := keyhold.Scope(args[0])
+				if err := s.CreateScope(cmd.Context(), scope); err != nil {
+					return err
+				}
+				a.say("scope %q has its keys", args[0])
+				return a.listKeys(cmd.Context(), s, []keyhold.Scope{scope})
+			})
+		},
+	}
+	c.Flags().StringArrayVar(&purposes, "purpose", nil, "what a data key for messages is for; can be repeated")
+	c.Flags().StringArrayVar(&raw, "raw-purpose", nil,
+		"what a data key of raw bytes is for, which the application uses itself; can be repeated")
+	c.Flags().StringArrayVar(&index, "index-purpose", nil, "what a data key for blind indexes is for; can be repeated")
+	return c
+}
+
+func (a *app) scopeListCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "list",
+		Short: "List all scopes, one on each line",
+		Args:  args(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.with(cmd.Context(), keyhold.Config{}, func(s *session) error {
+				list := a.newStream("")
+				for scope, err := range s.Scopes(cmd.Context()) {
+					if err != nil {
+						return err
+					}
+					err = list.add(map[string]keyhold.Scope{"scope": scope}, func(w io.Writer) { line(w, scope) })
+					if err != nil {
+						return err
+					}
+				}
+				return list.end()
+			})
+		},
+	}
+}
+
+// as gives a list of words their type.
+func as[T ~string](words []string) []T {
+	list := make([]T, 0, len(words))
+	for _, w := range words {
+		list = append(list, T(w))
+	}
+	return list
+}
