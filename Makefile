@@ -1,0 +1,64 @@
+# make test and make vectors need Go and a POSIX shell. lint also installs its linter, into .bin/.
+
+.DEFAULT_GOAL := help
+
+# Every folder with a go.mod is a module of its own, and every target below goes through all of them.
+MODULES := $(patsubst %/go.mod,%,$(wildcard ./go.mod cmd/*/go.mod benchmarks/go.mod))
+
+GO           ?= go
+GOLANGCI     := v2.15.0
+GOLANGCI_BIN := $(CURDIR)/.bin/golangci-lint-$(GOLANGCI)
+
+FUZZTIME  ?= 10s
+BENCHTIME ?= 100ms
+
+# The root package may export so many names, and no more. Raising it takes a reason in the commit message.
+EXPORTED_MAX ?= 40
+
+# each runs a command in every module and stops at the first that fails: $(call each,command)
+each = @set -e; for dir in $(MODULES); do echo "== $$dir: $(1)"; (cd "$$dir" && $(1)); done
+
+.PHONY: help
+help: ## Say what the targets are
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: test
+test: ## Run the tests of all modules
+	$(call each,$(GO) test ./...)
+
+.PHONY: race
+race: ## Run the tests of all modules under the race detector (needs cgo and a C compiler)
+	$(call each,CGO_ENABLED=1 $(GO) test -race ./...)
+
+.PHONY: fips
+fips: ## Run the tests of all modules with every algorithm that FIPS 140-3 does not approve refused
+	$(call each,GODEBUG=fips140=only $(GO) test ./...)
+
+.PHONY: lint
+lint: $(GOLANGCI_BIN) ## Run golangci-lint over all modules
+	$(call each,$(GOLANGCI_BIN) run --config $(CURDIR)/.golangci.yml ./...)
+
+$(GOLANGCI_BIN):
+	mkdir -p $(@D)
+	GOWORK=off GOBIN=$(@D) $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI)
+	mv $(@D)/golangci-lint $@
+
+.PHONY: fuzz
+fuzz: ## Run each fuzz target for FUZZTIME (10s)
+	@FUZZTIME=$(FUZZTIME) GO=$(GO) sh .ci/fuzz $(MODULES)
+
+.PHONY: bench
+bench: ## Run each benchmark for BENCHTIME (100ms), without the tests
+	$(call each,$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) ./...)
+
+.PHONY: vectors
+vectors: ## Make fresh test vectors and check them, and those of the repository
+	@set -e; file=$$(mktemp); trap 'rm -f "$$file"' EXIT; \
+	$(GO) run ./vectors/gen >"$$file"; \
+	echo "== $$(wc -c <"$$file") bytes of fresh vectors"; \
+	KEYHOLD_VECTORS=$$file $(GO) test -count=1 ./vectors/...; \
+	$(GO) test -count=1 ./vectors/...
+
+.PHONY: verify
+verify: ## Check what tests do not: tidy modules, formatting, vet, size of the API, wording
+	@EXPORTED_MAX=$(EXPORTED_MAX) GO=$(GO) sh .ci/verify $(MODULES)
