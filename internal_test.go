@@ -1,0 +1,278 @@
+package keyhold
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	"keyhold.example/keyhold/key"
+	"keyhold.example/keyhold/localroot"
+	"keyhold.example/keyhold/store"
+	"keyhold.example/keyhold/store/memstore"
+)
+
+// These tests reach for what no call can bring about yet, or ever should: states that only later operations set, rows that
+// fit their MAC and still break a rule, and a store that answers with something else than it was asked for.
+
+var inner = key.Ref{Scope: "org_42", Purpose: "client-secrets"}
+
+func innerManager(t *testing.T, s store.Store) *Manager {
+	t.Helper()
+	root, err := localroot.Generate(t.TempDir() + "/root.key")
+	check(t, err)
+	m, err := New(t.Context(), s, Config{Root: root, Purposes: []Purpose{inner.Purpose}, Initialize: true})
+	check(t, err)
+	check(t, m.CreateScope(t.Context(), inner.Scope))
+	return m
+}
+
+func check(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// step changes the state of a version with everything that belongs to it, or makes it a tombstone.
+func step(t *testing.T, m *Manager, ref key.Ref, n key.Version, to key.State) {
+	t.Helper()
+	r := m.committed()
+	_, k, err := r.forChange(t.Context(), ref)
+	check(t, err)
+	changed := *k
+	changed.Versions = nil
+	var u store.Update
+	for _, v := range k.Versions {
+		switch {
+		case v.Number != n:
+		case to == key.Destroyed:
+			changed.Tombstones = append(changed.Tombstones, store.Tombstone{ID: v.ID, Number: n, Alg: v.Alg, Commit: v.Commit})
+			u.Destroy = []key.Version{n}
+			continue
+		default:
+			u.States = []store.StateChange{{Number: n, From: v.State, To: to}}
+			v.State = to
+		}
+		changed.Versions = append(changed.Versions, v)
+	}
+	check(t, r.update(t.Context(), k, &changed, u))
+}
+
+func TestDisabledAndDestroyedVersionsDoNotOpen(t *testing.T) {
+	m := innerManager(t, memstore.New())
+	ctx := t.Context()
+	ct, err := m.Seal(ctx, inner, []byte("x"), AAD{})
+	check(t, err)
+	_, err = m.Rotate(ctx, inner)
+	check(t, err)
+
+	refused := func(what string) {
+		t.Helper()
+		if _, err := m.Open(ctx, inner, ct, AAD{}); !errors.Is(err, ErrDisabled) {
+			t.Errorf("%s: open: %v, want ErrDisabled", what, err)
+		}
+		if _, _, err := m.OpenAny(ctx, ct, AAD{}); !errors.Is(err, ErrDisabled) {
+			t.Errorf("%s: open any: %v, want ErrDisabled", what, err)
+		}
+	}
+	step(t, m, inner, 1, key.Disabled)
+	refused("disabled")
+	step(t, m, inner, 1, key.Retired)
+	if pt, err := m.Open(ctx, inner, ct, AAD{}); err != nil || string(pt) != "x" {
+		t.Errorf("enabled again: %q, %v", pt, err)
+	}
+	step(t, m, inner, 1, key.Disabled)
+	step(t, m, inner, 1, key.Destroyed)
+	refused("destroyed")
+
+	keys, err := m.Keys(ctx, inner.Scope)
+	check(t, err)
+	if v := keys[1].Versions[0]; v.State != key.Destroyed || v.ID == "" || len(keys[1].Versions) != 2 {
+		t.Errorf("listed as %+v", keys[1].Versions)
+	}
+	if n, err := m.Rotate(ctx, inner); err != nil || n != 3 {
+		t.Errorf("rotated to %d, %v", n, err)
+	}
+	findings, err := m.Check(ctx)
+	if err != nil || len(findings) > 0 {
+		t.Errorf("check: %v, %v", findings, err)
+	}
+}
+
+// A version whose root key version is disabled does not open, also where both are in the cache.
+func TestDisabledParentKeepsItsKeysFromOpening(t *testing.T) {
+	m := innerManager(t, memstore.New())
+	ctx := t.Context()
+	ct, err := m.Seal(ctx, inner, []byte("x"), AAD{})
+	check(t, err)
+	_, err = m.Rotate(ctx, key.Ref{Scope: inner.Scope})
+	check(t, err)
+	step(t, m, key.Ref{Scope: inner.Scope}, 1, key.Disabled)
+	if _, err := m.Open(ctx, inner, ct, AAD{}); !errors.Is(err, ErrDisabled) {
+		t.Errorf("open: %v, want ErrDisabled", err)
+	}
+	if _, err := m.Rewrap(ctx, inner.Scope); !errors.Is(err, ErrDisabled) {
+		t.Errorf("rewrap: %v, want ErrDisabled", err)
+	}
+}
+
+// A newest number that was destroyed is not given out again.
+func TestDestroyedNumberIsNotUsedAgain(t *testing.T) {
+	m := innerManager(t, memstore.New())
+	r := m.committed()
+	fam, k, err := r.forChange(t.Context(), inner)
+	check(t, err)
+	next, err := m.nextKey(fam, k)
+	check(t, err)
+	check(t, r.addPending(t.Context(), fam, k, next))
+	step(t, m, inner, 2, key.Destroyed)
+	if n, err := m.Rotate(t.Context(), inner); err != nil || n != 3 {
+		t.Errorf("rotated to %d, %v, want 3", n, err)
+	}
+}
+
+// Rows whose MAC fits can still break a rule, if a program with a mistake wrote them.
+func TestWellSignedRowsStillKeepTheRules(t *testing.T) {
+	for name, edit := range map[string]func(k *store.Key){
+		"due although never rotated": func(k *store.Key) { k.RotateEvery, k.RotateAt = 0, 1 },
+		"rotation put off":           func(k *store.Key) { k.RotateAt = k.Versions[0].Created + int64(k.RotateEvery) + 1 },
+		"never due":                  func(k *store.Key) { k.RotateAt = 0 },
+		"endless period":             func(k *store.Key) { k.RotateEvery = 1<<64 - 1 },
+		"head not active":            func(k *store.Key) { k.Versions[0].State = key.Retired },
+		"no head":                    func(k *store.Key) { k.Head = 2 },
+	} {
+		s := memstore.New()
+		m := innerManager(t, s)
+		s.Edit(func(d *memstore.Data) {
+			k := d.Key(inner)
+			edit(k)
+			check(t, m.sign(k))
+		})
+		_, err := m.Seal(t.Context(), inner, nil, AAD{})
+		if _, ok := errors.AsType[*IntegrityError](err); !ok {
+			t.Errorf("%s: got %v, want an IntegrityError", name, err)
+		}
+	}
+	s := memstore.New()
+	m := innerManager(t, s)
+	s.Edit(func(d *memstore.Data) {
+		k := d.Key(inner)
+		k.RotateEvery, k.RotateAt = 0, 0
+		check(t, m.sign(k))
+	})
+	if _, err := m.Seal(t.Context(), inner, nil, AAD{}); err != nil {
+		t.Errorf("never to be rotated: %v", err)
+	}
+	if keys, err := m.Keys(t.Context(), inner.Scope); err != nil || keys[1].Due || !keys[1].RotateAt.IsZero() {
+		t.Errorf("never to be rotated: %+v, %v", keys, err)
+	}
+}
+
+// lyingStore answers a question about one key with another.
+type lyingStore struct {
+	store.Store
+	scope   func(key.Scope) key.Scope
+	purpose func(key.Purpose) key.Purpose
+}
+
+func (s lyingStore) Key(ctx context.Context, ref key.Ref) (store.Family, error) {
+	if ref.Purpose != "" && s.purpose != nil {
+		ref.Purpose = s.purpose(ref.Purpose)
+	}
+	return s.Store.Key(ctx, key.Ref{Scope: s.scope(ref.Scope), Purpose: ref.Purpose})
+}
+
+func (s lyingStore) Scope(ctx context.Context, scope key.Scope) (store.Family, error) {
+	return s.Store.Scope(ctx, s.scope(scope))
+}
+
+// A database that finds another scope's rows, for instance because it folds names, gets nobody another's key.
+func TestAnotherKeyThanTheOneAskedForIsRefused(t *testing.T) {
+	mem := memstore.New()
+	m := innerManager(t, mem)
+	ctx := t.Context()
+	m.purposes = append(m.purposes, purposeOf{"sessions", key.Message})
+	check(t, m.CreateScope(ctx, inner.Scope))
+	check(t, m.CreateScope(ctx, "other"))
+	same := func(s key.Scope) key.Scope { return s }
+	for name, lying := range map[string]lyingStore{
+		"scope":   {Store: mem, scope: func(key.Scope) key.Scope { return "other" }},
+		"purpose": {Store: mem, scope: same, purpose: func(key.Purpose) key.Purpose { return "sessions" }},
+	} {
+		m.store = lying
+		_, err := m.Seal(ctx, inner, nil, AAD{})
+		if _, ok := errors.AsType[*IntegrityError](err); !ok {
+			t.Errorf("%s: seal: got %v, want an IntegrityError", name, err)
+		}
+	}
+	m.store = lyingStore{Store: mem, scope: func(key.Scope) key.Scope { return "other" }}
+	if _, err := m.Keys(ctx, inner.Scope); err == nil {
+		t.Error("another scope's keys were listed")
+	}
+}
+
+// What is opened inside a transaction is not kept: the transaction may be rolled back.
+func TestCacheHoldsNothingOfTransactions(t *testing.T) {
+	s := memstore.New()
+	m := innerManager(t, s)
+	m.cache.clear()
+	tx := s.Begin()
+	inside := s.InTx(tx)
+	check(t, m.CreateScopeTx(t.Context(), inside, "new"))
+	ct, err := m.SealTx(t.Context(), inside, key.Ref{Scope: "new", Purpose: inner.Purpose}, nil, AAD{})
+	check(t, err)
+	_, err = m.OpenTx(t.Context(), inside, key.Ref{Scope: "new", Purpose: inner.Purpose}, ct, AAD{})
+	check(t, err)
+	check(t, tx.Rollback())
+	if n, seen := m.cache.opened.order.Len(), m.cache.seen.order.Len(); n != 0 || seen != 0 {
+		t.Errorf("the cache holds %d keys and %d sequence numbers of a transaction that was rolled back", n, seen)
+	}
+}
+
+// The cache asks for what is there now by id and commitment, keeps the first of two that race, and forgets the least
+// recently used.
+func TestCache(t *testing.T) {
+	c := newCache()
+	c.opened = newLRU[opened](2)
+	row := func(id key.ID, commit byte) *store.Version {
+		return &store.Version{ID: id, Commit: append(make([]byte, 31), commit)}
+	}
+	entry := func(commit byte) opened { return opened{commit: [32]byte(append(make([]byte, 31), commit))} }
+
+	c.keep("a", entry(1))
+	if _, ok := c.find(row("a", 1)); !ok {
+		t.Error("a is not there")
+	}
+	if _, ok := c.find(row("a", 2)); ok {
+		t.Error("a was found by another commitment")
+	}
+	c.keep("b", entry(1))
+	c.find(row("a", 1))
+	c.keep("c", entry(1))
+	if _, ok := c.find(row("b", 1)); ok {
+		t.Error("b is there, and was the least recently used")
+	}
+	if _, ok := c.find(row("a", 1)); !ok || c.opened.order.Len() != 2 || len(c.opened.byID) != 2 {
+		t.Error("a is not there, or the cache is not bounded")
+	}
+
+	first := innerFamilyKey(t)
+	if got := c.keep("d", first); got.messages != first.messages {
+		t.Error("the first was not kept")
+	}
+	if got := c.keep("d", innerFamilyKey(t)); got.messages != first.messages {
+		t.Error("the second displaced the first")
+	}
+}
+
+// innerFamilyKey makes an entry like any other with its commitment, but of another sealing state.
+func innerFamilyKey(t *testing.T) opened {
+	t.Helper()
+	m := innerManager(t, memstore.New())
+	r := m.committed()
+	fam, err := r.key(t.Context(), inner)
+	check(t, err)
+	messages, err := r.messages(&fam, &fam.Data[0], &fam.Data[0].Versions[0])
+	check(t, err)
+	return opened{messages: messages}
+}
