@@ -1,6 +1,7 @@
 package keyhold
 
 import (
+	"bytes"
 	"container/list"
 	"sync"
 
@@ -15,9 +16,8 @@ const (
 	maxSeen   = 131_072
 )
 
-// cache keeps what is costly to make again: opened keys, by what they are and never by where they were found. Every
-// entry is asked for by a version id and commitment that a manifest has just vouched for, so no entry can be stale, and
-// none says whether its key may be used.
+// cache keeps what is costly to make again: opened keys. It answers only for a row that is, byte for byte, the one that
+// was unwrapped, so a changed row is never taken for an opened one; and it says nothing of whether a key may be used.
 //
 // It also remembers the highest sequence number that was seen of each key.
 type cache struct {
@@ -26,55 +26,73 @@ type cache struct {
 	seen   lru[uint64]
 }
 
-// opened is a key version ready for use: one of the two, by what it is for.
+// opened is a version whose wrapped key opened, as its row was then, with what it is ready for.
 type opened struct {
-	commit   [32]byte
-	parent   *seal.Parent     // of a root key version
+	row      store.Version
+	parent   *seal.Parent     // of a root key version made here
 	messages *seal.MessageKey // of a data key version for messages
+}
+
+// same says whether v is the row that was opened. What the manifest vouches for, its state, may differ.
+func (o *opened) same(v *store.Version) bool {
+	return o.row.Number == v.Number && o.row.Alg == v.Alg && o.row.Created == v.Created && o.row.Parent == v.Parent &&
+		bytes.Equal(o.row.IKKID, v.IKKID) && bytes.Equal(o.row.Commit, v.Commit) && bytes.Equal(o.row.Blob, v.Blob)
 }
 
 func newCache() *cache {
 	return &cache{opened: newLRU[opened](maxOpened), seen: newLRU[uint64](maxSeen)}
 }
 
-// find returns the opened version v, if it is there.
+// find returns the opened version v, if its row is as it was then.
 func (c *cache) find(v *store.Version) (opened, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	o, ok := c.opened.get(v.ID)
-	return o, ok && string(o.commit[:]) == string(v.Commit)
+	return o, ok && o.same(v)
 }
 
-// keep stores an opened version, unless another goroutine was first; it returns the one that is there now, so that all
-// seal with the same sealing prefix.
-func (c *cache) keep(id key.ID, o opened) opened {
+// keep stores an opened version and returns what is stored now. Of a key that is there already, under the row that it
+// had before it was rewrapped or from another goroutine, the sealing state stays.
+func (c *cache) keep(o opened) opened {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if first, ok := c.opened.get(id); ok && first.commit == o.commit {
-		return first
+	if first, ok := c.opened.get(o.row.ID); ok && bytes.Equal(first.row.Commit, o.row.Commit) {
+		o.parent, o.messages = first.parent, first.messages
 	}
-	c.opened.put(id, o)
+	if dropped, ok := c.opened.put(o.row.ID, o); ok && dropped.messages != nil {
+		dropped.messages.Forget()
+	}
 	return o
 }
 
-// olderThanSeen says whether a newer state of the key was seen before, and otherwise remembers this one.
-func (c *cache) olderThanSeen(k *store.Key) bool {
+// sequence returns the highest sequence number that was seen of a key, 0 if none.
+func (c *cache) sequence(id key.ID) uint64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	seq, ok := c.seen.get(k.ID)
-	if ok && k.Seq < seq {
-		return true
-	}
-	if !ok || k.Seq > seq {
-		c.seen.put(k.ID, k.Seq)
-	}
-	return false
+	seq, _ := c.seen.get(id)
+	return seq
 }
 
-// clear drops everything.
+// saw remembers that a key was seen with a sequence number.
+func (c *cache) saw(id key.ID, seq uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if highest, ok := c.seen.get(id); !ok || seq > highest {
+		c.seen.put(id, seq)
+	}
+}
+
+// clear drops everything, and closes the keys.
 func (c *cache) clear() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	var keys []*seal.MessageKey
+	for _, e := range c.opened.byID {
+		if o := e.Value.(*entry[opened]).value; o.messages != nil {
+			keys = append(keys, o.messages)
+		}
+	}
+	seal.CloseAll(keys)
 	c.opened, c.seen = newLRU[opened](maxOpened), newLRU[uint64](maxSeen)
 }
 
@@ -82,7 +100,7 @@ func (c *cache) clear() {
 type lru[V any] struct {
 	limit int
 	byID  map[key.ID]*list.Element
-	order *list.List // of entry[V], the most recently used in front
+	order *list.List // of *entry[V], the most recently used in front
 }
 
 type entry[V any] struct {
@@ -104,16 +122,18 @@ func (l *lru[V]) get(id key.ID) (V, bool) {
 	return e.Value.(*entry[V]).value, true
 }
 
-func (l *lru[V]) put(id key.ID, value V) {
+// put stores value, and returns what had to go for it.
+func (l *lru[V]) put(id key.ID, value V) (dropped V, ok bool) {
 	if e, ok := l.byID[id]; ok {
 		e.Value.(*entry[V]).value = value
 		l.order.MoveToFront(e)
-		return
+		return dropped, false
 	}
 	l.byID[id] = l.order.PushFront(&entry[V]{id, value})
-	if l.order.Len() > l.limit {
-		last := l.order.Back()
-		l.order.Remove(last)
-		delete(l.byID, last.Value.(*entry[V]).id)
+	if l.order.Len() <= l.limit {
+		return dropped, false
 	}
+	last := l.order.Remove(l.order.Back()).(*entry[V])
+	delete(l.byID, last.id)
+	return last.value, true
 }

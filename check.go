@@ -33,70 +33,59 @@ func (m *Manager) Check(ctx context.Context) ([]store.Finding, error) {
 // checkRows checks what can be seen without keys, and the slots.
 func (m *Manager) checkRows(ctx context.Context) ([]store.Finding, error) {
 	_, err := m.Installation(ctx)
-	var integrity *IntegrityError
-	if err != nil && !errors.As(err, &integrity) {
+	integrity, changed := errors.AsType[*IntegrityError](err)
+	if err != nil && !changed {
 		return nil, err
 	}
 	// It reads everything, so only the caller's own limit holds for it.
 	findings, checkErr := store.Check(ctx, m.store)
-	if err != nil {
-		findings = append(findings, store.Finding{Subject: "installation", Problem: err.Error()})
+	if changed {
+		findings = append(findings, store.Finding{Subject: integrity.Subject, Problem: integrity.Reason})
 	}
 	return findings, checkErr
 }
 
-// checkScope checks the manifests of a scope's keys and unwraps all versions.
+// checkScope checks the manifests of a scope's keys and unwraps all versions, without displacing what others keep in the
+// cache.
 func (m *Manager) checkScope(ctx context.Context, scope key.Scope) ([]store.Finding, error) {
 	ctx, end, err := m.begin(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer end()
-	fam, err := m.store.Scope(ctx, scope)
-	if err != nil {
+	r := reader{m: m, q: m.store, tx: true}
+	fam, err := r.named(r.q.Scope(ctx, scope))
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return nil, nil // it was deleted since it was listed
+	case err != nil:
 		return nil, fmt.Errorf("scope %q: %w", scope, err)
 	}
 	var findings []store.Finding
-	keys := []*store.Key{&fam.Root}
-	for i := range fam.Data {
-		keys = append(keys, &fam.Data[i])
-	}
-	for _, k := range keys {
+	for _, k := range allKeys(&fam.Family) {
 		if err := m.verifyKey(k); err != nil {
-			findings = append(findings, store.Finding{Subject: describe(k), Problem: err.Error()})
+			findings = append(findings, finding(k, err))
+			if k.Kind == key.KEK {
+				return findings, nil // what a root key wraps cannot be judged before it is right itself
+			}
 			continue
 		}
 		for i := range k.Versions {
-			if err := m.checkVersion(&fam, k, &k.Versions[i]); err != nil {
-				findings = append(findings, store.Finding{Subject: describe(k), Problem: err.Error()})
+			opened, err := r.unwrap(&fam.Family, k, &k.Versions[i])
+			if err != nil {
+				findings = append(findings, finding(k, err))
+				continue
 			}
+			opened.Close()
 		}
 	}
 	return findings, nil
 }
 
-// checkVersion unwraps a version from what is stored, without the cache, and whatever the states are.
-func (m *Manager) checkVersion(fam *store.Family, k *store.Key, v *store.Version) error {
-	parent := m.ik.Parent()
-	if k.Kind == key.DEK {
-		rootVersion, ok := versionByID(&fam.Root, v.Parent)
-		if !ok {
-			return tampered(k, fmt.Sprintf("version %s is missing, which wraps version %d", v.Parent, v.Number))
-		}
-		kek, err := m.ik.Parent().Unwrap(
-			m.identity(fam, &fam.Root, rootVersion.Alg), rootVersion.Number, rootVersion.Created, [32]byte(rootVersion.Commit), rootVersion.Blob)
-		if err != nil {
-			return tampered(&fam.Root, fmt.Sprintf("the wrapped key of version %d does not open", rootVersion.Number))
-		}
-		defer kek.Close()
-		if parent, err = kek.Parent(); err != nil {
-			return err
-		}
+// finding says what is wrong with k, or with the key that the error names.
+func finding(k *store.Key, err error) store.Finding {
+	if integrity, ok := errors.AsType[*IntegrityError](err); ok {
+		return store.Finding{Subject: integrity.Subject, Problem: integrity.Reason}
 	}
-	opened, err := parent.Unwrap(m.identity(fam, k, v.Alg), v.Number, v.Created, [32]byte(v.Commit), v.Blob)
-	if err != nil {
-		return tampered(k, fmt.Sprintf("the wrapped key of version %d does not open", v.Number))
-	}
-	opened.Close()
-	return nil
+	return store.Finding{Subject: describe(k), Problem: err.Error()}
 }

@@ -43,8 +43,8 @@ type Config struct {
 	// opens.
 	Pins []string
 
-	// Timeout limits each call, besides the context that is given to it; of Scopes, Rewrap and Check, which may have
-	// much to do, it limits each step. Zero is [DefaultTimeout]; negative is no limit.
+	// Timeout limits each call, besides the context that is given to it; of Scopes and Rewrap, which may have much to
+	// do, it limits each step, and of Check the opening of each scope's keys. Zero is [DefaultTimeout]; negative is no limit.
 	Timeout time.Duration
 }
 

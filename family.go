@@ -1,13 +1,13 @@
 package keyhold
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"math"
 
 	"keyhold.example/keyhold/envelope"
-	"keyhold.example/keyhold/internal/seal"
 	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/store"
 )
@@ -27,11 +27,17 @@ func (m *Manager) committed() reader         { return reader{m: m, q: m.store} }
 func (m *Manager) inside(tx store.Tx) reader { return reader{m: m, q: tx.Queries, tx: true} }
 func (r reader) inst() [16]byte              { return r.m.ik.Inst() }
 
+// family is a store.Family that was checked. Its data keys carry the scope of their root key too.
+type family struct {
+	store.Family
+	older bool // a key of it is older than this process has seen it
+}
+
 // key reads the root key of ref's scope and ref's data key, if ref names one: then Data has just that. [ErrNotFound] if
 // either is not there.
-func (r reader) key(ctx context.Context, ref key.Ref) (store.Family, error) {
+func (r reader) key(ctx context.Context, ref key.Ref) (family, error) {
 	if err := ref.Validate(); err != nil {
-		return store.Family{}, err
+		return family{}, err
 	}
 	fam, err := r.verified(func() (store.Family, error) { return r.q.Key(ctx, ref) })
 	switch {
@@ -50,9 +56,9 @@ func (r reader) key(ctx context.Context, ref key.Ref) (store.Family, error) {
 }
 
 // scope reads all keys of a scope.
-func (r reader) scope(ctx context.Context, scope key.Scope) (store.Family, error) {
+func (r reader) scope(ctx context.Context, scope key.Scope) (family, error) {
 	if err := scope.Validate(); err != nil {
-		return store.Family{}, err
+		return family{}, err
 	}
 	fam, err := r.verified(func() (store.Family, error) { return r.q.Scope(ctx, scope) })
 	switch {
@@ -65,7 +71,7 @@ func (r reader) scope(ctx context.Context, scope key.Scope) (store.Family, error
 }
 
 // keyOfVersion reads the data key that has the version with the given id.
-func (r reader) keyOfVersion(ctx context.Context, id key.ID) (store.Family, error) {
+func (r reader) keyOfVersion(ctx context.Context, id key.ID) (family, error) {
 	fam, err := r.verified(func() (store.Family, error) { return r.q.KeyOfVersion(ctx, id) })
 	if err != nil {
 		return fam, fmt.Errorf("key version %s: %w", id, err)
@@ -73,51 +79,125 @@ func (r reader) keyOfVersion(ctx context.Context, id key.ID) (store.Family, erro
 	return fam, nil
 }
 
-// verified reads a family and checks it. What does not fit is read once more before it is an error, since the reader
-// may have met a slow writer's transaction on a database that shows parts of it; and so is what is older than what
-// another goroutine has seen meanwhile.
-func (r reader) verified(read func() (store.Family, error)) (store.Family, error) {
-	fam, err := read()
+// verified reads a family and checks it. What does not fit is read once more before it is an error: the reader may have
+// met a slow writer's transaction on a database that shows parts of it. So is what is older than what was seen, as
+// another goroutine may have seen a newer state while this one waited for its answer; the second answer is compared
+// with what had been seen before it was asked for, so that what is older then was rolled back.
+//
+// Inside a transaction of the application's nothing is compared or remembered: it may rightly see an older snapshot,
+// and what it writes may never be committed.
+func (r reader) verified(read func() (store.Family, error)) (family, error) {
+	fam, err := r.named(read())
 	if err != nil {
 		return fam, err
 	}
-	if r.verify(&fam) == nil && !r.rolledBack(&fam) {
+	seen := r.seen(&fam)
+	if r.verify(&fam) == nil && !isOlder(&fam, seen) {
+		r.saw(&fam)
 		return fam, nil
 	}
-	if fam, err = read(); err != nil {
+	if fam, err = r.named(read()); err != nil {
 		return fam, err
 	}
-	return fam, r.verify(&fam)
+	if err := r.verify(&fam); err != nil {
+		return fam, err
+	}
+	fam.older = isOlder(&fam, seen)
+	r.saw(&fam)
+	return fam, nil
 }
 
-func (r reader) verify(fam *store.Family) error {
-	if err := r.m.verifyKey(&fam.Root); err != nil {
-		return err
+// named gives the data keys of what was read the name of their scope, for people.
+func (reader) named(read store.Family, err error) (family, error) {
+	for i := range read.Data {
+		read.Data[i].Scope = read.Root.Scope
 	}
+	return family{Family: read}, err
+}
+
+// allKeys is all keys of a family, the root key first.
+func allKeys(fam *store.Family) []*store.Key {
+	all := []*store.Key{&fam.Root}
 	for i := range fam.Data {
-		data := &fam.Data[i]
-		if data.RootKeyID != fam.Root.ID {
-			return tampered(data, "it belongs to another root key")
+		all = append(all, &fam.Data[i])
+	}
+	return all
+}
+
+// seen is the highest sequence number that this process has seen of each key of the family.
+func (r reader) seen(fam *family) map[key.ID]uint64 {
+	if r.tx {
+		return nil
+	}
+	seen := make(map[key.ID]uint64, 1+len(fam.Data))
+	for _, k := range allKeys(&fam.Family) {
+		seen[k.ID] = r.m.cache.sequence(k.ID)
+	}
+	return seen
+}
+
+func (r reader) saw(fam *family) {
+	if r.tx {
+		return
+	}
+	for _, k := range allKeys(&fam.Family) {
+		r.m.cache.saw(k.ID, k.Seq)
+	}
+}
+
+func isOlder(fam *family, seen map[key.ID]uint64) bool {
+	for _, k := range allKeys(&fam.Family) {
+		if k.Seq < seen[k.ID] {
+			return true
 		}
-		if err := r.m.verifyKey(data); err != nil {
+	}
+	return false
+}
+
+func (r reader) verify(fam *family) error {
+	for _, k := range allKeys(&fam.Family) {
+		if k.Kind == key.DEK && k.RootKeyID != fam.Root.ID {
+			return tampered(k, "it belongs to another root key")
+		}
+		if err := r.m.verifyKey(k); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// rolledBack says whether a key of the family is older than this process has seen it, and remembers what is newer.
-// Inside a transaction of the application's nothing is compared or remembered: it may rightly see an older snapshot,
-// and what it writes may never be committed.
-func (r reader) rolledBack(fam *store.Family) bool {
-	if r.tx {
-		return false
+// notOlder is what everything that seals with a key or changes it asks first.
+func (fam *family) notOlder() error {
+	if fam.older {
+		return fmt.Errorf("scope %q: %w", fam.Root.Scope, ErrRolledBack)
 	}
-	older := r.m.cache.olderThanSeen(&fam.Root)
-	for i := range fam.Data {
-		older = r.m.cache.olderThanSeen(&fam.Data[i]) || older
+	return nil
+}
+
+// timely opens the newest version of a key, since only that shows that its time is right, and with it when the key is
+// due: the manifest does not have it.
+func (r reader) timely(fam *store.Family, k *store.Key) error {
+	o, err := r.open(fam, k, &k.Versions[len(k.Versions)-1])
+	if err == nil && o.messages != nil {
+		r.release(o.messages)
 	}
-	return older
+	return err
+}
+
+// stillOurs is for a caller whose change was not made: if the installation is another one now, trying again is no use.
+func (r reader) stillOurs(ctx context.Context) error {
+	in, err := r.q.Installation(ctx)
+	if errors.Is(err, store.ErrNotFound) {
+		return replaced()
+	}
+	if inst := r.inst(); err == nil && !bytes.Equal(in.Inst, inst[:]) {
+		return replaced()
+	}
+	return err
+}
+
+func replaced() error {
+	return &IntegrityError{Subject: "the installation", Reason: "it was replaced by another, or is gone"}
 }
 
 // verifyKey checks everything about a key but its wrapped keys.
@@ -201,7 +281,10 @@ func describe(k *store.Key) string {
 	if k.Kind == key.KEK {
 		return fmt.Sprintf("root key of scope %q", k.Scope)
 	}
-	return fmt.Sprintf("data key %q of %s", k.Purpose, k.RootKeyID)
+	if k.Scope == "" {
+		return fmt.Sprintf("data key %q of %s", k.Purpose, k.RootKeyID)
+	}
+	return fmt.Sprintf("data key %q of scope %q", k.Purpose, k.Scope)
 }
 
 // headOf returns the version that the key's row names as its head.
@@ -231,9 +314,4 @@ func newestCreated(k *store.Key) int64 {
 		return 0
 	}
 	return k.Versions[len(k.Versions)-1].Created
-}
-
-// identity is what a version's commitment binds.
-func (m *Manager) identity(fam *store.Family, k *store.Key, alg key.Alg) seal.Identity {
-	return seal.Identity{Kind: k.Kind, Inst: m.ik.Inst(), RootKeyID: fam.Root.ID, Purpose: k.Purpose, Alg: alg}
 }

@@ -156,5 +156,5 @@ func TestErrorsHoldNoSecrets(t *testing.T) {
 	root.decrypt = func(pt []byte, _ error) ([]byte, error) { return pt[:64], nil }
 	_, err := keyhold.New(t.Context(), s, config(root))
 	fails(t, err, keyhold.ErrRoot)
-	noSecret(t, payload[33:], err, m)
+	noSecret(t, payload[33:], err, m, struct{ M *keyhold.Manager }{m})
 }

@@ -5,14 +5,15 @@ import (
 	"errors"
 	"testing"
 
+	"keyhold.example/keyhold/internal/seal"
 	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/localroot"
 	"keyhold.example/keyhold/store"
 	"keyhold.example/keyhold/store/memstore"
 )
 
-// These tests reach for what no call can bring about yet, or ever should: states that only later operations set, rows that
-// fit their MAC and still break a rule, and a store that answers with something else than it was asked for.
+// These tests reach for what no call can bring about yet, or ever should: states that only later operations set, rows
+// that fit their MAC and still break a rule, and a store that answers with something else than it was asked for.
 
 var inner = key.Ref{Scope: "org_42", Purpose: "client-secrets"}
 
@@ -237,18 +238,30 @@ func TestCache(t *testing.T) {
 	row := func(id key.ID, commit byte) *store.Version {
 		return &store.Version{ID: id, Commit: append(make([]byte, 31), commit)}
 	}
-	entry := func(commit byte) opened { return opened{commit: [32]byte(append(make([]byte, 31), commit))} }
+	keep := func(v *store.Version, messages *seal.MessageKey) *seal.MessageKey {
+		return c.keep(opened{row: *v, messages: messages}).messages
+	}
 
-	c.keep("a", entry(1))
+	keep(row("a", 1), nil)
 	if _, ok := c.find(row("a", 1)); !ok {
 		t.Error("a is not there")
 	}
-	if _, ok := c.find(row("a", 2)); ok {
-		t.Error("a was found by another commitment")
+	for name, other := range map[string]store.Version{
+		"commitment": *row("a", 2),
+		"number":     {ID: "a", Commit: row("a", 1).Commit, Number: 2},
+		"time":       {ID: "a", Commit: row("a", 1).Commit, Created: 2},
+		"blob":       {ID: "a", Commit: row("a", 1).Commit, Blob: []byte{1}},
+		"parent":     {ID: "a", Commit: row("a", 1).Commit, Parent: "b"},
+		"IK":         {ID: "a", Commit: row("a", 1).Commit, IKKID: []byte{1}},
+		"algorithm":  {ID: "a", Commit: row("a", 1).Commit, Alg: key.Raw},
+	} {
+		if _, ok := c.find(&other); ok {
+			t.Errorf("a was found with another %s", name)
+		}
 	}
-	c.keep("b", entry(1))
+	keep(row("b", 1), nil)
 	c.find(row("a", 1))
-	c.keep("c", entry(1))
+	keep(row("c", 1), nil)
 	if _, ok := c.find(row("b", 1)); ok {
 		t.Error("b is there, and was the least recently used")
 	}
@@ -256,23 +269,34 @@ func TestCache(t *testing.T) {
 		t.Error("a is not there, or the cache is not bounded")
 	}
 
-	first := innerFamilyKey(t)
-	if got := c.keep("d", first); got.messages != first.messages {
-		t.Error("the first was not kept")
+	first, second := innerMessages(t), innerMessages(t)
+	if keep(row("d", 1), first) != first || keep(row("d", 1), second) != first {
+		t.Error("the second of two displaced the first")
 	}
-	if got := c.keep("d", innerFamilyKey(t)); got.messages != first.messages {
-		t.Error("the second displaced the first")
+	rewrapped := row("d", 1)
+	rewrapped.Blob = []byte{1}
+	if keep(rewrapped, second) != first {
+		t.Error("a rewrapped key lost its sealing state")
+	}
+	if _, ok := c.find(rewrapped); !ok {
+		t.Error("the new row is not there")
+	}
+	if keep(row("d", 2), second) != second {
+		t.Error("another key has the sealing state of the first")
+	}
+
+	c.clear()
+	if _, err := second.Seal(nil, nil, ""); err == nil {
+		t.Error("a key that was dropped seals")
 	}
 }
 
-// innerFamilyKey makes an entry like any other with its commitment, but of another sealing state.
-func innerFamilyKey(t *testing.T) opened {
+// innerMessages makes a key for messages.
+func innerMessages(t *testing.T) *seal.MessageKey {
 	t.Helper()
-	m := innerManager(t, memstore.New())
-	r := m.committed()
-	fam, err := r.key(t.Context(), inner)
+	k, err := seal.Generate(seal.Identity{Kind: key.DEK, RootKeyID: "krk_0", Purpose: inner.Purpose, Alg: key.Message})
 	check(t, err)
-	messages, err := r.messages(&fam, &fam.Data[0], &fam.Data[0].Versions[0])
+	messages, err := k.Messages()
 	check(t, err)
-	return opened{messages: messages}
+	return messages
 }

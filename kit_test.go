@@ -1,7 +1,9 @@
 package keyhold_test
 
 import (
+	"bytes"
 	"context"
+	"crypto/fips140"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -47,6 +49,9 @@ func newRoot(t testing.TB) wrapping.Wrapper {
 // aeadRoot is go-kms-wrapping's own wrapper, with a key of its own.
 func aeadRoot(t testing.TB, id string, fill byte) wrapping.Wrapper {
 	t.Helper()
+	if fips140.Enforced() {
+		t.Skip("go-kms-wrapping's aead wrapper makes the nonces of GCM itself, which GODEBUG=fips140=only refuses")
+	}
 	w := aead.NewWrapper()
 	raw := make([]byte, 32)
 	for i := range raw {
@@ -65,12 +70,14 @@ func aeadRoot(t testing.TB, id string, fill byte) wrapping.Wrapper {
 type countingRoot struct {
 	wrapping.Wrapper
 	encrypts, decrypts atomic.Int64
+	last               []byte // what was encrypted last
 	encrypt            func(*wrapping.BlobInfo, error) (*wrapping.BlobInfo, error)
 	decrypt            func([]byte, error) ([]byte, error)
 }
 
 func (r *countingRoot) Encrypt(ctx context.Context, pt []byte, o ...wrapping.Option) (*wrapping.BlobInfo, error) {
 	r.encrypts.Add(1)
+	r.last = bytes.Clone(pt)
 	info, err := r.Wrapper.Encrypt(ctx, pt, o...)
 	if r.encrypt != nil {
 		return r.encrypt(info, err)

@@ -61,9 +61,13 @@ func (m *Manager) Keys(ctx context.Context, scope key.Scope) ([]KeyInfo, error) 
 	if err != nil {
 		return nil, err
 	}
-	infos := []KeyInfo{keyInfo(&fam, &fam.Root)}
-	for i := range fam.Data {
-		infos = append(infos, keyInfo(&fam, &fam.Data[i]))
+	r := m.committed()
+	var infos []KeyInfo
+	for _, k := range allKeys(&fam.Family) {
+		if err := r.timely(&fam.Family, k); err != nil {
+			return nil, err
+		}
+		infos = append(infos, keyInfo(&fam.Family, k))
 	}
 	return infos, nil
 }

@@ -26,6 +26,8 @@ type Manager struct {
 	store store.Store
 	ik    *seal.IK
 	cache *cache
+	pin   string
+	made  bool // by New
 
 	mu     sync.RWMutex // held for reading by every call under way, so that Close waits for them
 	closed bool
@@ -56,8 +58,13 @@ func New(ctx context.Context, s store.Store, cfg Config) (*Manager, error) {
 	if m.ik, err = m.openInstallation(ctx, in); err != nil {
 		return nil, err
 	}
+	pin := m.ik.Pin()
+	m.pin = hex.EncodeToString(pin[:])
 	return m, nil
 }
+
+// Made says whether [New] made the installation, and did not find one or another process's.
+func (m *Manager) Made() bool { return m.made }
 
 // installation reads the installation, and makes it first if that is wanted and there is none.
 func (m *Manager) installation(ctx context.Context) (store.Installation, error) {
@@ -89,9 +96,12 @@ func (m *Manager) installation(ctx context.Context) (store.Installation, error) 
 }
 
 // Pin is the pin of the installation, 64 hexadecimal digits. It is not secret. See [Config.Pins].
-func (m *Manager) Pin() string {
-	pin := m.ik.Pin()
-	return hex.EncodeToString(pin[:])
+func (m *Manager) Pin() string { return m.pin }
+
+// Format prints that it is a Manager, and of which installation. Some external roots hold their keys in the open, and
+// would be printed with the rest.
+func (m *Manager) Format(f fmt.State, _ rune) {
+	_, _ = fmt.Fprintf(f, "keyhold.Manager(pin %s)", m.pin)
 }
 
 // Close waits for the calls under way and clears the keys that m holds. Calls that begin afterwards return [ErrClosed].

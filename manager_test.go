@@ -1,14 +1,17 @@
 package keyhold_test
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	wrapping "github.com/hashicorp/go-kms-wrapping/v2"
 
 	"keyhold.example/keyhold"
+	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/store"
 	"keyhold.example/keyhold/store/memstore"
 )
@@ -121,11 +124,11 @@ func TestAnyWrapperIsARoot(t *testing.T) {
 
 func TestWrongRootIsRefused(t *testing.T) {
 	s := memstore.New()
-	newManager(t, s, aeadRoot(t, "one", 1))
-	good := aeadRoot(t, "one", 1)
+	good := newRoot(t)
+	newManager(t, s, good)
 	for name, root := range map[string]wrapping.Wrapper{
-		"another key":                 aeadRoot(t, "one", 2),
-		"another kind":                newRoot(t),
+		"another key":                 newRoot(t),
+		"another kind":                otherKind{good},
 		"answers with another's data": &countingRoot{Wrapper: good, decrypt: func([]byte, error) ([]byte, error) { return make([]byte, 65), nil }},
 		"answers with nothing":        &countingRoot{Wrapper: good, decrypt: func([]byte, error) ([]byte, error) { return nil, nil }},
 		"panics":                      &countingRoot{Wrapper: good, decrypt: func([]byte, error) ([]byte, error) { panic("no") }},
@@ -141,8 +144,9 @@ func TestWrongRootIsRefused(t *testing.T) {
 // A root that seals and cannot open would lose every key; it must not become the only one.
 func TestInitializeRefusesARootThatCannotOpen(t *testing.T) {
 	for name, root := range map[string]*countingRoot{
-		"decrypt denied":   {decrypt: func([]byte, error) ([]byte, error) { return nil, errors.New("denied") }},
-		"decrypts garbage": {decrypt: func([]byte, error) ([]byte, error) { return []byte("garbage"), nil }},
+		"decrypt denied":          {decrypt: func([]byte, error) ([]byte, error) { return nil, errors.New("denied") }},
+		"leaves the key in clear": {},
+		"decrypts garbage":        {decrypt: func([]byte, error) ([]byte, error) { return []byte("garbage"), nil }},
 		"encrypt denied": {encrypt: func(*wrapping.BlobInfo, error) (*wrapping.BlobInfo, error) {
 			return nil, errors.New("denied")
 		}},
@@ -153,17 +157,22 @@ func TestInitializeRefusesARootThatCannotOpen(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := memstore.New()
 			root.Wrapper = newRoot(t)
-			if _, err := keyhold.New(t.Context(), s, config(root)); err == nil {
-				t.Fatal("accepted")
+			if name == "leaves the key in clear" {
+				root.encrypt = func(info *wrapping.BlobInfo, err error) (*wrapping.BlobInfo, error) {
+					info.Plaintext = root.last
+					return info, err
+				}
 			}
-			_, err := s.Installation(t.Context())
+			_, err := keyhold.New(t.Context(), s, config(root))
+			fails(t, err, keyhold.ErrRoot)
+			_, err = s.Installation(t.Context())
 			fails(t, err, store.ErrNotFound)
 		})
 	}
 }
 
 func TestSlotsChangedBehindItsBackAreRefused(t *testing.T) {
-	root := aeadRoot(t, "one", 1)
+	root := newRoot(t)
 	for name, edit := range map[string]func(*store.Installation){
 		"slot hidden":        func(in *store.Installation) { in.Slots = append(in.Slots, in.Slots[0]) },
 		"sequence number":    func(in *store.Installation) { in.Seq++ },
@@ -183,9 +192,15 @@ func TestSlotsChangedBehindItsBackAreRefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := memstore.New()
-			newManager(t, s, root)
+			open := newManager(t, s, root)
 			s.Edit(func(d *memstore.Data) { edit(d.Installation) })
-			_, err := keyhold.New(t.Context(), s, config(root))
+			_, err := open.Installation(t.Context())
+			integrity(t, err)
+			findings, err := open.Check(t.Context())
+			if err != nil || len(findings) == 0 {
+				t.Errorf("check found %d, %v", len(findings), err)
+			}
+			_, err = keyhold.New(t.Context(), s, config(root))
 			var e *keyhold.IntegrityError
 			if !errors.As(err, &e) && !errors.Is(err, keyhold.ErrRoot) {
 				t.Errorf("got %v, want an IntegrityError or ErrRoot", err)
@@ -237,6 +252,62 @@ func TestClosedManagerRefuses(t *testing.T) {
 	fails(t, m.CreateScope(ctx, "other"), keyhold.ErrClosed)
 	for _, err := range m.Scopes(ctx) {
 		fails(t, err, keyhold.ErrClosed)
+	}
+}
+
+// otherKind is a root that says it is of another type.
+type otherKind struct{ wrapping.Wrapper }
+
+func (otherKind) Type(context.Context) (wrapping.WrapperType, error) { return "other", nil }
+
+func TestMadeSaysWhoMadeTheInstallation(t *testing.T) {
+	s, root := memstore.New(), newRoot(t)
+	if m := newManager(t, s, root); !m.Made() {
+		t.Error("the first did not make it")
+	}
+	if m := newManager(t, s, root); m.Made() {
+		t.Error("the second made it")
+	}
+}
+
+// A call that waits longer than Config.Timeout ends, and says why.
+func TestTimeoutEndsACall(t *testing.T) {
+	s, root := memstore.New(), newRoot(t)
+	newManager(t, s, root)
+	cfg := config(root)
+	cfg.Timeout = time.Nanosecond
+	_, err := keyhold.New(t.Context(), s, cfg)
+	fails(t, err, context.DeadlineExceeded)
+	cfg.Timeout = -1
+	if _, err := keyhold.New(t.Context(), s, cfg); err != nil {
+		t.Errorf("no limit: %v", err)
+	}
+}
+
+// What somebody put in the place of an installation under a running process is not taken for its own, and nothing waits
+// for it to become so.
+func TestReplacedInstallationIsNoticed(t *testing.T) {
+	s := memstore.New()
+	m := newManager(t, s, newRoot(t))
+	must(t, m.CreateScope(t.Context(), tenant))
+	_, err := m.Rotate(t.Context(), key.Ref{Scope: tenant})
+	must(t, err)
+	s.Edit(func(d *memstore.Data) { d.Installation.Inst[0] ^= 1 })
+	integrity(t, m.CreateScope(t.Context(), "new"))
+	_, err = m.Rotate(t.Context(), ref)
+	integrity(t, err)
+	_, err = m.Rewrap(t.Context(), tenant)
+	integrity(t, err)
+	s.Edit(func(d *memstore.Data) { d.Installation = nil })
+	integrity(t, m.CreateScope(t.Context(), "new"))
+}
+
+func TestPinStaysAfterClose(t *testing.T) {
+	m := newManager(t, memstore.New(), newRoot(t))
+	pin := m.Pin()
+	must(t, m.Close())
+	if m.Pin() != pin || len(pin) != 64 {
+		t.Errorf("pin %q, then %q", pin, m.Pin())
 	}
 }
 

@@ -1,6 +1,7 @@
 package keyhold
 
 import (
+	"bytes"
 	"fmt"
 
 	"keyhold.example/keyhold/internal/seal"
@@ -8,82 +9,125 @@ import (
 	"keyhold.example/keyhold/store"
 )
 
-// parent opens the root key version that wraps others. What a caller's transaction shows is never kept: it may be
-// rolled back.
+// open opens the wrapped key of a version of the root key or of a data key of fam, whatever its state: that its row,
+// with its time and place, is what keyhold wrote. What a transaction of the application's shows is never kept, as it
+// may be rolled back; release says that it is no longer needed.
+func (r reader) open(fam *store.Family, k *store.Key, v *store.Version) (opened, error) {
+	// The parent first: a version that is at hand does not open either if what wraps it was changed.
+	parent, err := r.parentOf(fam, k, v)
+	if err != nil {
+		return opened{}, err
+	}
+	if o, ok := r.m.cache.find(v); ok {
+		return o, nil
+	}
+	unwrapped, err := r.unwrapUnder(parent, fam, k, v)
+	if err != nil {
+		return opened{}, err
+	}
+	defer unwrapped.Close()
+	o := opened{row: *v}
+	switch {
+	case v.Alg != key.Message:
+	case k.Kind == key.KEK:
+		o.parent, err = unwrapped.Parent()
+	default:
+		o.messages, err = unwrapped.Messages()
+	}
+	if err != nil {
+		return opened{}, fmt.Errorf("key version %s: %w", v.ID, err)
+	}
+	if r.tx {
+		return o, nil
+	}
+	o.row.Blob, o.row.Commit, o.row.IKKID = bytes.Clone(v.Blob), bytes.Clone(v.Commit), bytes.Clone(v.IKKID)
+	return r.m.cache.keep(o), nil
+}
+
+// release lets go of what open returned inside a transaction. Outside, it stays in the cache.
+func (r reader) release(messages *seal.MessageKey) {
+	if r.tx {
+		messages.Close()
+	}
+}
+
+// parent returns a root key version that may wrap and unwrap others.
 func (r reader) parent(fam *store.Family, id key.ID) (*seal.Parent, error) {
+	if err := usableParent(fam, id); err != nil {
+		return nil, err
+	}
+	return r.anyParent(fam, id)
+}
+
+func usableParent(fam *store.Family, id key.ID) error {
 	v, ok := versionByID(&fam.Root, id)
 	switch {
 	case !ok:
-		return nil, tampered(&fam.Root, fmt.Sprintf("version %s is missing, which wraps a data key", id))
+		return tampered(&fam.Root, fmt.Sprintf("version %s is missing, which wraps a data key", id))
 	case !v.State.Opens():
-		return nil, fmt.Errorf("root key version %s is %v: %w", id, v.State, ErrDisabled)
+		return fmt.Errorf("root key version %s is %v: %w", id, v.State, ErrDisabled)
 	}
-	if o, ok := r.m.cache.find(v); ok {
-		return o.parent, nil
+	return nil
+}
+
+// anyParent returns a root key version whatever its state.
+func (r reader) anyParent(fam *store.Family, id key.ID) (*seal.Parent, error) {
+	v, ok := versionByID(&fam.Root, id)
+	if !ok {
+		return nil, tampered(&fam.Root, fmt.Sprintf("version %s is missing, which wraps a data key", id))
 	}
-	k, err := r.unwrap(fam, &fam.Root, v)
+	o, err := r.open(fam, &fam.Root, v)
 	if err != nil {
 		return nil, err
 	}
-	defer k.Close()
-	parent, err := k.Parent()
-	if err != nil {
-		return nil, fmt.Errorf("root key version %s: %w", id, err)
+	if o.parent == nil {
+		return nil, tampered(&fam.Root, fmt.Sprintf("version %s, which wraps a data key, is of alg %v", id, v.Alg))
 	}
-	if r.tx {
-		return parent, nil
-	}
-	return r.m.cache.keep(id, opened{commit: k.Commit(), parent: parent}).parent, nil
+	return o.parent, nil
 }
 
-// messages opens a data key version for sealing and opening messages.
+// messages returns a data key version for sealing and opening messages; to be released.
 func (r reader) messages(fam *store.Family, data *store.Key, v *store.Version) (*seal.MessageKey, error) {
 	if v.Alg != key.Message {
 		return nil, fmt.Errorf("%s is of alg %v: %w", describe(data), v.Alg, ErrPurpose)
 	}
-	if o, ok := r.m.cache.find(v); ok {
-		return o.messages, r.checkParent(fam, v)
+	if err := usableParent(fam, v.Parent); err != nil {
+		return nil, err
 	}
-	k, err := r.unwrap(fam, data, v)
+	o, err := r.open(fam, data, v)
 	if err != nil {
 		return nil, err
 	}
-	defer k.Close()
-	messages, err := k.Messages()
-	if err != nil {
-		return nil, fmt.Errorf("key version %s: %w", v.ID, err)
-	}
-	if r.tx {
-		return messages, nil
-	}
-	return r.m.cache.keep(v.ID, opened{commit: k.Commit(), messages: messages}).messages, nil
+	return o.messages, nil
 }
 
-// checkParent says for a version that is cached what unwrapping it would say of its parent.
-func (r reader) checkParent(fam *store.Family, v *store.Version) error {
-	_, err := r.parent(fam, v.Parent)
-	return err
-}
-
-// unwrap opens the wrapped key of a version of the root key or of a data key of fam. The caller closes what it gets.
+// unwrap opens the wrapped key itself, whatever is in the cache of it. The caller closes what it gets.
 func (r reader) unwrap(fam *store.Family, k *store.Key, v *store.Version) (*seal.Key, error) {
-	var parent *seal.Parent
-	if k.Kind == key.KEK {
-		parent = r.m.ik.Parent()
-		kid := parent.KID()
-		if string(v.IKKID) != string(kid[:]) {
-			return nil, tampered(k, fmt.Sprintf("version %d is wrapped under another installation key", v.Number))
-		}
-	} else {
-		var err error
-		if parent, err = r.parent(fam, v.Parent); err != nil {
-			return nil, err
-		}
+	parent, err := r.parentOf(fam, k, v)
+	if err != nil {
+		return nil, err
 	}
-	// The manifest check has established that the commitment has 32 bytes and that the id follows from it.
-	opened, err := parent.Unwrap(r.m.identity(fam, k, v.Alg), v.Number, v.Created, [32]byte(v.Commit), v.Blob)
+	return r.unwrapUnder(parent, fam, k, v)
+}
+
+// parentOf returns what wraps a version, whatever its state.
+func (r reader) parentOf(fam *store.Family, k *store.Key, v *store.Version) (*seal.Parent, error) {
+	if k.Kind == key.DEK {
+		return r.anyParent(fam, v.Parent)
+	}
+	parent := r.m.ik.Parent()
+	if kid := parent.KID(); !bytes.Equal(v.IKKID, kid[:]) {
+		return nil, tampered(k, fmt.Sprintf("version %d is wrapped under another installation key", v.Number))
+	}
+	return parent, nil
+}
+
+func (r reader) unwrapUnder(parent *seal.Parent, fam *store.Family, k *store.Key, v *store.Version) (*seal.Key, error) {
+	// That the commitment has 32 bytes, and that the id follows from it, was checked with the manifest.
+	id := seal.Identity{Kind: k.Kind, Inst: r.inst(), RootKeyID: fam.Root.ID, Purpose: k.Purpose, Alg: v.Alg}
+	unwrapped, err := parent.Unwrap(id, v.Number, v.Created, [32]byte(v.Commit), v.Blob)
 	if err != nil {
 		return nil, tampered(k, fmt.Sprintf("the wrapped key of version %d does not open", v.Number))
 	}
-	return opened, nil
+	return unwrapped, nil
 }

@@ -17,9 +17,9 @@ const rewrapBatch = 100
 // many it wrapped. The keys stay the same, and so does what they sealed. Each version is replaced by itself, so it may
 // be interrupted, repeated, and run by several at once.
 //
-// A version that does not open is left as it is; the others are rewrapped, and then the error, which joins an
-// [*IntegrityError] for each, says which. It takes one round trip for each hundred versions, and two more;
-// [Config.Timeout] limits each of them, and ctx all of it.
+// A version that does not open is left as it is; the others are rewrapped, and then the error, which joins one for each,
+// says which. It takes one round trip for each hundred versions, and two more; [Config.Timeout] limits each of them,
+// and ctx all of it.
 func (m *Manager) Rewrap(ctx context.Context, scope key.Scope) (int, error) {
 	r := m.committed()
 	total := 0
@@ -28,16 +28,17 @@ func (m *Manager) Rewrap(ctx context.Context, scope key.Scope) (int, error) {
 		if err != nil {
 			return total, err
 		}
-		rows, broken := r.rewrapped(&fam)
+		rows, broken := r.rewrapped(&fam.Family)
 		if len(rows) == 0 {
 			return total, broken
 		}
 		done, err := r.replace(ctx, rows)
 		total += done
-		switch {
-		case errors.Is(err, store.ErrUnknownOutcome) && ctx.Err() == nil:
-			// What is in the database now decides what is left to do; what was replaced by that batch is not counted.
-		case err != nil:
+		if err == nil && done < len(rows) {
+			err = store.ErrConflict // somebody else rewrapped some of it
+		}
+		// What a batch replaced whose answer was lost is found replaced, and not counted.
+		if err := r.again(ctx, err); err != nil {
 			return total, errors.Join(broken, fmt.Errorf("rewrap scope %q: %w", scope, err))
 		}
 	}
@@ -45,15 +46,15 @@ func (m *Manager) Rewrap(ctx context.Context, scope key.Scope) (int, error) {
 
 // scopeToRewrap reads a scope within the limit of one call; so does each batch, as there is no limit to how many there
 // are.
-func (r reader) scopeToRewrap(ctx context.Context, scope key.Scope) (store.Family, error) {
+func (r reader) scopeToRewrap(ctx context.Context, scope key.Scope) (family, error) {
 	ctx, end, err := r.m.begin(ctx)
 	if err != nil {
-		return store.Family{}, err
+		return family{}, err
 	}
 	defer end()
 	fam, err := r.scope(ctx, scope)
-	if err == nil && r.rolledBack(&fam) {
-		err = fmt.Errorf("scope %q: %w", scope, ErrRolledBack)
+	if err == nil {
+		err = fam.notOlder()
 	}
 	return fam, err
 }
@@ -89,6 +90,9 @@ func (r reader) rewrapped(fam *store.Family) ([]store.Rewrap, error) {
 // wrapAnew opens a version, wraps it under target, and opens that again: nothing replaces a wrapped key but what was
 // seen to open.
 func (r reader) wrapAnew(fam *store.Family, data *store.Key, v *store.Version, target *seal.Parent) ([]byte, error) {
+	if err := usableParent(fam, v.Parent); err != nil {
+		return nil, err
+	}
 	k, err := r.unwrap(fam, data, v)
 	if err != nil {
 		return nil, err

@@ -45,11 +45,12 @@ func (m *Manager) makeInstallation(ctx context.Context) (store.Installation, err
 	if err != nil && !errors.Is(err, store.ErrConflict) && !errors.Is(err, store.ErrUnknownOutcome) {
 		return store.Installation{}, err
 	}
-	in, err = m.store.Installation(ctx)
+	stored, err := m.store.Installation(ctx)
 	if errors.Is(err, store.ErrNotFound) {
-		return in, fmt.Errorf("new installation was not stored, try again: %w", store.ErrUnavailable)
+		return stored, fmt.Errorf("new installation was not stored, try again: %w", store.ErrUnavailable)
 	}
-	return in, err
+	m.made = bytes.Equal(stored.Inst, in.Inst)
+	return stored, err
 }
 
 // sealSlot seals ik with the external root, and opens it again, as a root that can only encrypt would lose everything.
@@ -80,9 +81,12 @@ func (m *Manager) sealSlot(ctx context.Context, ik *seal.IK) (store.Slot, error)
 		ID: id, WrapperType: wrapperType, WrapperKeyID: keyID, IKKID: kid[:], State: key.Active, Blob: blob,
 	}
 	inst := ik.Inst()
+	if bytes.Contains(blob, payload.Reveal()[len(payload.Reveal())-32:]) {
+		return store.Slot{}, fmt.Errorf("the root (%s %s) returned the installation key unsealed: %w", wrapperType, keyID, ErrRoot)
+	}
 	again, err := m.openSlot(ctx, inst, slot)
 	if err != nil {
-		return store.Slot{}, fmt.Errorf("open again what the root just sealed: %w", err)
+		return store.Slot{}, fmt.Errorf("open again what the root just sealed: %w: %w", ErrRoot, err)
 	}
 	again.Close()
 	return slot, nil
@@ -123,7 +127,7 @@ func (m *Manager) openInstallation(ctx context.Context, in store.Installation) (
 func (m *Manager) verifySlots(in store.Installation) error {
 	inst := m.ik.Inst()
 	if !bytes.Equal(in.Inst, inst[:]) {
-		return &IntegrityError{Subject: "the installation", Reason: "it was replaced by another"}
+		return replaced()
 	}
 	manifest, err := slotsManifest(in)
 	if err != nil {

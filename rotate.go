@@ -75,16 +75,25 @@ func (m *Manager) rotate(ctx context.Context, ref key.Ref, onlyAfter key.Version
 			}
 			err = r.addPending(ctx, fam, k, next)
 		}
-		switch {
-		case err == nil, errors.Is(err, store.ErrConflict), errors.Is(err, store.ErrUnknownOutcome):
-			// What is in the database now decides what is left to do.
-		default:
+		if err := r.again(ctx, err); err != nil {
 			return 0, fmt.Errorf("rotate %v: %w", ref, err)
 		}
-		if ctx.Err() != nil {
-			return 0, fmt.Errorf("rotate %v: %w", ref, context.Cause(ctx))
-		}
 	}
+}
+
+// again says whether to read again what is in the database and decide anew, as somebody else was first or it is unknown
+// what was done: then it returns nil. Otherwise it says why not.
+func (r reader) again(ctx context.Context, err error) error {
+	switch {
+	case errors.Is(err, store.ErrConflict):
+		err = r.stillOurs(ctx)
+	case errors.Is(err, store.ErrUnknownOutcome):
+		err = nil
+	}
+	if err == nil && ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
 }
 
 // forChange reads ref's key to change it, with its family. A key that was rolled back is not changed: that would hide
@@ -94,13 +103,13 @@ func (r reader) forChange(ctx context.Context, ref key.Ref) (*store.Family, *sto
 	if err != nil {
 		return nil, nil, err
 	}
-	if r.rolledBack(&fam) {
-		return nil, nil, fmt.Errorf("%v: %w", ref, ErrRolledBack)
+	if err := fam.notOlder(); err != nil {
+		return nil, nil, err
 	}
 	if ref.IsRoot() {
-		return &fam, &fam.Root, nil
+		return &fam.Family, &fam.Root, nil
 	}
-	return &fam, &fam.Data[0], nil
+	return &fam.Family, &fam.Data[0], nil
 }
 
 // nextKey makes the key of the next version, for the same use as the head's.
@@ -110,7 +119,9 @@ func (m *Manager) nextKey(fam *store.Family, k *store.Key) (*seal.Key, error) {
 	if alg == key.Imported {
 		alg = key.Message
 	}
-	return seal.Generate(m.identity(fam, k, alg))
+	return seal.Generate(seal.Identity{
+		Kind: k.Kind, Inst: m.ik.Inst(), RootKeyID: fam.Root.ID, Purpose: k.Purpose, Alg: alg,
+	})
 }
 
 // ownVersion returns the version of k that next became, or nil.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"sync"
 	"testing"
+	"time"
 
 	"keyhold.example/keyhold"
 	"keyhold.example/keyhold/key"
@@ -111,13 +112,22 @@ func TestRotateIfAddsOnlyAfterTheHeadThatWasSeen(t *testing.T) {
 }
 
 func TestEveryRotateAddsAVersionHoweverManyRace(t *testing.T) {
+	t.Run("one manager each", func(t *testing.T) { rotateRace(t, false) })
+	t.Run("one manager", func(t *testing.T) { rotateRace(t, true) })
+}
+
+func rotateRace(t *testing.T, shared bool) {
+	t.Helper()
 	each(t, func(t *testing.T, w world) {
 		const managers, times = 8, 10
 		var mu sync.Mutex
 		seen := map[key.Version]bool{}
 		var wg sync.WaitGroup
 		for range managers {
-			m := newManager(t, w.store, w.root)
+			m := w.Manager
+			if !shared {
+				m = newManager(t, w.store, w.root)
+			}
 			wg.Go(func() {
 				for range times {
 					n, err := m.Rotate(t.Context(), ref)
@@ -280,7 +290,65 @@ func TestRolledBackKeyOpensButDoesNotSeal(t *testing.T) {
 	fails(t, err, keyhold.ErrRolledBack)
 	_, err = m.Rotate(t.Context(), ref)
 	fails(t, err, keyhold.ErrRolledBack)
+	_, err = m.Rewrap(t.Context(), tenant)
+	fails(t, err, keyhold.ErrRolledBack)
 	opens(t, m, ref, ct, keyhold.AAD{}, "x")
 	// Another key of the scope is not touched by it.
 	sealed(t, m, key.Ref{Scope: tenant, Purpose: session}, "z", keyhold.AAD{})
+}
+
+// Sealing beside a rotation by the same process is never mistaken for a database that was rolled back.
+func TestSealBesideRotate(t *testing.T) {
+	each(t, func(t *testing.T, w world) {
+		done := make(chan struct{})
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() {
+				for {
+					select {
+					case <-done:
+						return
+					default:
+					}
+					if _, err := w.Seal(t.Context(), ref, nil, keyhold.AAD{}); err != nil {
+						t.Error(err)
+						return
+					}
+				}
+			})
+		}
+		for range 40 {
+			if _, err := w.Rotate(t.Context(), ref); err != nil {
+				t.Error(err)
+			}
+		}
+		close(done)
+		wg.Wait()
+	})
+}
+
+// The next rotation is due a period after this one, by the database's clock.
+func TestRotationMovesTheTimeOfTheNext(t *testing.T) {
+	now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+	s := memstore.New()
+	s.Clock = func() time.Time { return now }
+	m := newManager(t, s, newRoot(t))
+	must(t, m.CreateScope(t.Context(), tenant))
+	due := func() (time.Time, bool) {
+		keys, err := m.Keys(t.Context(), tenant)
+		must(t, err)
+		return keys[1].RotateAt, keys[1].Due
+	}
+	if at, is := due(); !at.Equal(now.Add(90*24*time.Hour)) || is {
+		t.Errorf("due at %v: %v", at, is)
+	}
+	now = now.Add(90 * 24 * time.Hour)
+	if _, is := due(); !is {
+		t.Error("not due after the period")
+	}
+	_, err := m.Rotate(t.Context(), ref)
+	must(t, err)
+	if at, is := due(); !at.Equal(now.Add(90*24*time.Hour)) || is {
+		t.Errorf("after the rotation due at %v: %v", at, is)
+	}
 }

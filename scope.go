@@ -58,13 +58,12 @@ func (r reader) create(ctx context.Context, scope key.Scope) error {
 		switch {
 		case err == nil && n == len(keys):
 			return nil
-		case err != nil && !errors.Is(err, store.ErrUnknownOutcome):
-			return fmt.Errorf("create scope %q: %w", scope, err)
-		case ctx.Err() != nil:
-			return fmt.Errorf("create scope %q: %w", scope, context.Cause(ctx))
+		case err == nil:
+			err = store.ErrConflict // somebody else created some of it
 		}
-		// Somebody else created some of it, or the answer to the commit was lost: what is there now decides what is
-		// left to do.
+		if err := r.again(ctx, err); err != nil {
+			return fmt.Errorf("create scope %q: %w", scope, err)
+		}
 	}
 }
 
@@ -99,7 +98,7 @@ func (m *Manager) newFamily(now int64, scope key.Scope) ([]store.Key, error) {
 }
 
 // missingKeys makes the data keys that a scope lacks.
-func (r reader) missingKeys(fam *store.Family) ([]store.Key, error) {
+func (r reader) missingKeys(fam *family) ([]store.Key, error) {
 	have := map[key.Purpose]*store.Key{}
 	for i := range fam.Data {
 		have[fam.Data[i].Purpose] = &fam.Data[i]
@@ -113,8 +112,11 @@ func (r reader) missingKeys(fam *store.Family) ([]store.Key, error) {
 			}
 			continue
 		}
+		if err := fam.notOlder(); err != nil {
+			return nil, err
+		}
 		head, _ := headOf(&fam.Root)
-		parent, err := r.parent(fam, head.ID)
+		parent, err := r.parent(&fam.Family, head.ID)
 		if err != nil {
 			return nil, err
 		}

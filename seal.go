@@ -61,14 +61,18 @@ func (m *Manager) seal(
 		return "", nil, err
 	}
 	data := &fam.Data[0]
-	if r.rolledBack(&fam) {
-		return "", nil, fmt.Errorf("%v: %w", ref, ErrRolledBack)
+	if err := fam.notOlder(); err != nil {
+		return "", nil, err
+	}
+	if err := r.timely(&fam.Family, data); err != nil {
+		return "", nil, err
 	}
 	head, _ := headOf(data) // its being there and active was checked with the manifest
-	k, err := r.messages(&fam, data, head)
+	k, err := r.messages(&fam.Family, data, head)
 	if err != nil {
 		return "", nil, err
 	}
+	defer r.release(k)
 	sealed, err := do(k, nil, plaintext, text)
 	if err != nil {
 		return "", nil, fmt.Errorf("seal with %s: %w", head.ID, err)
@@ -129,7 +133,7 @@ func (m *Manager) OpenAny(ctx context.Context, ciphertext []byte, aad AAD) ([]by
 	case len(fam.Data) != 1:
 		return nil, key.Ref{}, tampered(&fam.Root, fmt.Sprintf("version %s is not one of its data keys'", id))
 	}
-	plaintext, err := r.openVersion(&fam, id, ciphertext, text, (*seal.MessageKey).Open)
+	plaintext, err := r.openVersion(&fam.Family, id, ciphertext, text, (*seal.MessageKey).Open)
 	if err != nil {
 		return nil, key.Ref{}, err
 	}
@@ -182,29 +186,25 @@ func (m *Manager) open(
 	if err != nil {
 		return nil, err
 	}
-	return r.openVersion(&fam, id, ciphertext, text, do)
+	return r.openVersion(&fam.Family, id, ciphertext, text, do)
 }
 
 // openVersion opens a message with the version of fam's data key that it names. A version of another key is not looked
 // for.
 func (r reader) openVersion(fam *store.Family, id key.ID, ciphertext []byte, text string, do openFunc) ([]byte, error) {
 	data := &fam.Data[0]
-	v, ok := versionByID(data, id)
-	if !ok {
-		for _, dead := range data.Tombstones {
-			if dead.ID == id {
-				return nil, fmt.Errorf("key version %s was destroyed: %w", id, ErrDisabled)
-			}
-		}
-		return nil, ErrOpen
+	v, err := opening(data, id)
+	if err != nil {
+		return nil, err
 	}
-	if !v.State.Opens() {
-		return nil, fmt.Errorf("key version %s is %v: %w", id, v.State, ErrDisabled)
+	if v.Alg == key.Imported {
+		return nil, ErrOpen // it never sealed a message
 	}
 	k, err := r.messages(fam, data, v)
 	if err != nil {
 		return nil, err
 	}
+	defer r.release(k)
 	plaintext, err := do(k, nil, ciphertext, text)
 	if err != nil {
 		return nil, ErrOpen
@@ -212,10 +212,27 @@ func (r reader) openVersion(fam *store.Family, id key.ID, ciphertext []byte, tex
 	return plaintext, nil
 }
 
+// opening returns the version of data that id names, if it may open.
+func opening(data *store.Key, id key.ID) (*store.Version, error) {
+	v, ok := versionByID(data, id)
+	switch {
+	case ok && v.State.Opens():
+		return v, nil
+	case ok:
+		return nil, fmt.Errorf("key version %s is %v: %w", id, v.State, ErrDisabled)
+	}
+	for _, dead := range data.Tombstones {
+		if dead.ID == id {
+			return nil, fmt.Errorf("key version %s was destroyed: %w", id, ErrDisabled)
+		}
+	}
+	return nil, ErrOpen
+}
+
 // dataKey reads ref's data key; a ref that names a root key is refused, as root keys are not for data.
-func (r reader) dataKey(ctx context.Context, ref key.Ref) (store.Family, error) {
+func (r reader) dataKey(ctx context.Context, ref key.Ref) (family, error) {
 	if ref.IsRoot() {
-		return store.Family{}, key.Invalid("purpose", "", "it is empty")
+		return family{}, key.Invalid("purpose", "", "it is empty")
 	}
 	return r.key(ctx, ref)
 }
@@ -242,7 +259,10 @@ func (m *Manager) BlindIndex(ctx context.Context, ref key.Ref, name string, valu
 	if head.Alg != key.BlindIndex {
 		return nil, fmt.Errorf("%s is of alg %v: %w", describe(data), head.Alg, ErrPurpose)
 	}
-	k, err := r.unwrap(&fam, data, head)
+	if err := errors.Join(fam.notOlder(), usableParent(&fam.Family, head.Parent)); err != nil {
+		return nil, err
+	}
+	k, err := r.unwrap(&fam.Family, data, head)
 	if err != nil {
 		return nil, err
 	}

@@ -20,6 +20,7 @@ type estate struct {
 	store    *memstore.Store
 	root     wrapping.Wrapper
 	messages map[key.Ref][3][]byte
+	warm     *keyhold.Manager // one that has opened everything before it was changed
 }
 
 var (
@@ -50,6 +51,12 @@ func newEstate(t *testing.T) *estate {
 		}
 	}
 	checked(t, m)
+	for r, cts := range e.messages {
+		for _, ct := range cts {
+			opens(t, m, r, ct, keyhold.AAD{}, "x")
+		}
+	}
+	e.warm = m
 	return e
 }
 
@@ -79,23 +86,25 @@ func (e *estate) refuses(t *testing.T, name string, r key.Ref, versions []int, s
 	defer e.store.Edit(func(d *memstore.Data) { *d = before })
 	e.store.Edit(edit)
 
-	m := e.open(t)
-	defer m.Close()
+	fresh := e.open(t)
+	defer fresh.Close()
 	refused := func(what string, err error) {
 		t.Helper()
 		if _, ok := errors.AsType[*keyhold.IntegrityError](err); !ok {
 			t.Errorf("%s: %s: got %v, want an IntegrityError", name, what, err)
 		}
 	}
-	if !seals {
-		_, err := m.Seal(t.Context(), r, nil, keyhold.AAD{})
-		refused("seal", err)
+	for _, m := range []*keyhold.Manager{fresh, e.warm} {
+		if !seals {
+			_, err := m.Seal(t.Context(), r, nil, keyhold.AAD{})
+			refused("seal", err)
+		}
+		for _, i := range versions {
+			_, err := m.Open(t.Context(), r, e.messages[r][i], keyhold.AAD{})
+			refused("open", err)
+		}
 	}
-	for _, i := range versions {
-		_, err := m.Open(t.Context(), r, e.messages[r][i], keyhold.AAD{})
-		refused("open", err)
-	}
-	findings, err := m.Check(t.Context())
+	findings, err := fresh.Check(t.Context())
 	if err != nil || len(findings) == 0 {
 		t.Errorf("%s: check found %d, %v", name, len(findings), err)
 	}
@@ -151,6 +160,7 @@ func TestChangedRowsAreRefused(t *testing.T) {
 	}
 	for name, edit := range edits {
 		e.refuses(t, name, r, all, false, func(d *memstore.Data) { edit(d.Key(r)) })
+		e.refuses(t, name+" of the root key", r, all, false, func(d *memstore.Data) { edit(d.Key(key.Ref{Scope: r.Scope})) })
 	}
 
 	other, theirs := key.Ref{Scope: "one", Purpose: "b"}, key.Ref{Scope: "two", Purpose: "a"}

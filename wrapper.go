@@ -3,9 +3,9 @@ package keyhold
 import (
 	"context"
 	"fmt"
-	"strconv"
 
 	wrapping "github.com/hashicorp/go-kms-wrapping/v2"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"keyhold.example/keyhold/key"
 )
@@ -86,22 +86,64 @@ func (w *dataKeyWrapper) Encrypt(ctx context.Context, plaintext []byte, opts ...
 	}, nil
 }
 
-// Decrypt is [Manager.OpenDetached] with the version that the blob names.
+// Decrypt is [Manager.OpenDetached] with the version that the blob names; if that was imported, the blob is what
+// go-kms-wrapping sealed with it before.
 func (w *dataKeyWrapper) Decrypt(ctx context.Context, blob *wrapping.BlobInfo, opts ...wrapping.Option) ([]byte, error) {
 	aad, err := aadOf(opts)
 	if err != nil {
 		return nil, err
 	}
 	info := blob.GetKeyInfo()
+	id := key.ID(info.GetKeyId())
 	switch {
-	case info.GetKeyId() == "":
+	case id == "":
 		return nil, fmt.Errorf("%w: the blob names no key, and keys are not tried", ErrOpen)
-	case info.GetMechanism() != mechanism:
-		return nil, fmt.Errorf("%w: the blob was not sealed by keyhold", ErrOpen)
 	case len(blob.GetIv()) > 0 || len(blob.GetHmac()) > 0 || len(info.GetWrappedKey()) > 0:
 		return nil, fmt.Errorf("%w: the blob has parts that keyhold does not make", ErrOpen)
+	case info.GetMechanism() == mechanism:
+		return w.m.OpenDetached(ctx, w.ref, id, blob.GetCiphertext(), aad)
+	default:
+		return w.m.openImported(ctx, w.ref, id, blob.GetCiphertext(), aad)
 	}
-	return w.m.OpenDetached(ctx, w.ref, key.ID(info.GetKeyId()), blob.GetCiphertext(), aad)
+}
+
+// openImported opens what go-kms-wrapping's AES-GCM sealed, if id names a version that was imported; nothing else opens
+// it.
+func (m *Manager) openImported(ctx context.Context, ref key.Ref, id key.ID, ciphertext []byte, aad AAD) ([]byte, error) {
+	text, err := aad.value()
+	if err != nil {
+		return nil, err
+	}
+	ctx, end, err := m.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	r := m.committed()
+	fam, err := r.dataKey(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	v, err := opening(&fam.Data[0], id)
+	if err != nil {
+		return nil, err
+	}
+	if v.Alg != key.Imported {
+		return nil, fmt.Errorf("%w: the blob was not sealed by keyhold", ErrOpen)
+	}
+	if err := usableParent(&fam.Family, v.Parent); err != nil {
+		return nil, err
+	}
+	k, err := r.unwrap(&fam.Family, &fam.Data[0], v)
+	if err != nil {
+		return nil, err
+	}
+	defer k.Close()
+	plaintext, err := k.OpenImported(ciphertext, []byte(text))
+	if err != nil {
+		return nil, ErrOpen
+	}
+	return plaintext, nil
 }
 
 // aadOf reads the only option that means something here.
@@ -111,28 +153,12 @@ func aadOf(opts []wrapping.Option) (AAD, error) {
 		return AAD{}, fmt.Errorf("%w: %w", ErrUnsupported, err)
 	}
 	var other string
-	switch {
-	case o.GetWithKeyId() != "":
-		other = "WithKeyId"
-	case len(o.GetWithIv()) > 0:
-		other = "WithIV"
-	case len(o.GetWithConfigMap()) > 0:
-		other = "WithConfigMap"
-	case len(o.GetWithKeyPurposes()) > 0:
-		other = "WithKeyPurposes"
-	case o.GetWithKeyType() != wrapping.KeyType_Unknown_KeyType:
-		other = "WithKeyType " + strconv.Itoa(int(o.GetWithKeyType()))
-	case len(o.GetWithRandomBytes()) > 0:
-		other = "WithRandomBytes"
-	case o.GetWithKeyEncoding() != 0:
-		other = "WithKeyEncoding"
-	case o.GetWithWrappedKeyEncoding() != 0:
-		other = "WithWrappedKeyEncoding"
-	case o.GetWithDisallowEnvVars():
-		other = "WithDisallowEnvVars"
-	case o.GetWithoutHmac():
-		other = "WithoutHMAC"
-	}
+	o.ProtoReflect().Range(func(field protoreflect.FieldDescriptor, _ protoreflect.Value) bool {
+		if field.Name() != "with_aad" {
+			other = string(field.Name())
+		}
+		return other == ""
+	})
 	if other != "" {
 		return AAD{}, fmt.Errorf("option %s: %w", other, ErrUnsupported)
 	}

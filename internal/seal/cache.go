@@ -62,11 +62,11 @@ func (c *subkeyCache) add(owner *MessageKey, prefix [prefixSize]byte, aead ciphe
 	set[c.next.Add(1)%cacheWays].Store(s)
 }
 
-// drop lets go of all subkeys of owner.
-func (c *subkeyCache) drop(owner *MessageKey) {
+// drop lets go of the subkeys of all owners that gone says so of. It looks at every entry.
+func (c *subkeyCache) drop(gone func(owner *MessageKey) bool) {
 	for i := range c.sets {
 		for j := range c.sets[i] {
-			if s := c.sets[i][j].Load(); s != nil && s.owner == owner {
+			if s := c.sets[i][j].Load(); s != nil && gone(s.owner) {
 				c.sets[i][j].CompareAndSwap(s, nil)
 			}
 		}

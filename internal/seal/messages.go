@@ -56,10 +56,21 @@ func (m *MessageKey) KID() key.KID { return m.kid }
 
 // Close lets go of the key: sealing and opening are errors from then on, [ErrOpen] for opening. Calls that have begun
 // end as if it had not been called. Closing again does nothing.
-func (m *MessageKey) Close() {
-	m.closed.Store(true)
+func (m *MessageKey) Close() { CloseAll([]*MessageKey{m}) }
+
+// CloseAll closes many keys at the cost of closing one, which is a look at the whole cache of subkeys.
+func CloseAll(keys []*MessageKey) {
+	for _, m := range keys {
+		m.closed.Store(true)
+		m.sealing.Store(nil)
+	}
+	subkeys.drop(func(owner *MessageKey) bool { return owner.closed.Load() })
+}
+
+// Forget drops what m keeps between calls, for a key that is no longer kept itself and that calls may still be using.
+func (m *MessageKey) Forget() {
 	m.sealing.Store(nil)
-	subkeys.drop(m)
+	subkeys.drop(func(owner *MessageKey) bool { return owner == m })
 }
 
 // Seal appends a message in the attached form to dst, which is 58 bytes more than the plaintext, and returns the longer

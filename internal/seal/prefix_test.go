@@ -155,7 +155,7 @@ func TestSubkeyCacheFindsAndIsBounded(t *testing.T) {
 			t.Fatal("another key finds the entry")
 		}
 	}
-	c.drop(opener)
+	c.drop(func(owner *MessageKey) bool { return owner == opener })
 	for i := range c.sets {
 		for j := range c.sets[i] {
 			if c.sets[i][j].Load() != nil {
