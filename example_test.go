@@ -12,26 +12,27 @@ import (
 	"keyhold.example/keyhold/store/sqlitestore"
 )
 
-// The example of the README.
+// The first example of the README.
 func Example() {
 	dir, err := os.MkdirTemp("", "keyhold")
 	if err != nil {
 		log.Fatal(err)
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	if err := readmeExample(context.Background(), filepath.Join(dir, "root.key"), filepath.Join(dir, "app.db")); err != nil {
+	rootFile, dbFile := filepath.Join(dir, "root.key"), filepath.Join(dir, "app.db")
+	if _, err := localroot.Generate(rootFile); err != nil {
+		log.Fatal(err)
+	}
+	if err := sealOpenRotate(context.Background(), rootFile, dbFile); err != nil {
 		log.Fatal(err)
 	}
 	// Output:
-	// version 2 seals now
-	// s3cret
-	// another tenant: ciphertext does not open here: damaged, or of another scope, purpose, context or installation
+	// version 2 seals now, and this still opens: s3cret
 }
 
-//nolint:wsl // as the README shows it
-func readmeExample(ctx context.Context, rootFile, dbFile string) error {
+func sealOpenRotate(ctx context.Context, rootFile, dbFile string) error {
 	// README: begin
-	root, err := localroot.Generate(rootFile) // or any go-kms-wrapping Wrapper: awskms, gcpckms, transit ...
+	root, err := localroot.Open(rootFile) // made once, by "keyhold root keygen"; or any go-kms-wrapping Wrapper
 	if err != nil {
 		return err
 	}
@@ -50,10 +51,8 @@ func readmeExample(ctx context.Context, rootFile, dbFile string) error {
 	}
 	defer keys.Close()
 
-	for _, tenant := range []keyhold.Scope{"org_42", "org_43"} {
-		if err := keys.CreateScope(ctx, tenant); err != nil { // or CreateScopeTx, beside the insert of the tenant
-			return err
-		}
+	if err := keys.CreateScope(ctx, "org_42"); err != nil {
+		return err
 	}
 	ref := keyhold.Ref{Scope: "org_42", Purpose: "client-secrets"}
 	row := keyhold.Context("oidc_client", "secret", "7") // what the plaintext belongs to
@@ -61,18 +60,12 @@ func readmeExample(ctx context.Context, rootFile, dbFile string) error {
 	if err != nil {
 		return err
 	}
-	version, err := keys.Rotate(ctx, ref) // old ciphertexts go on opening
+	version, err := keys.Rotate(ctx, ref)
 	if err != nil {
 		return err
 	}
-	fmt.Println("version", version, "seals now")
 	plaintext, err := keys.Open(ctx, ref, ciphertext, row)
-	if err != nil {
-		return err
-	}
-	fmt.Println(string(plaintext))
-	_, err = keys.Open(ctx, keyhold.Ref{Scope: "org_43", Purpose: "client-secrets"}, ciphertext, row)
-	fmt.Println("another tenant:", err)
+	fmt.Printf("version %d seals now, and this still opens: %s\n", version, plaintext)
 	// README: end
-	return nil
+	return err
 }

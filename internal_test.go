@@ -2,10 +2,15 @@ package keyhold
 
 import (
 	"context"
+	"crypto/fips140"
 	"errors"
 	"testing"
 
+	wrapping "github.com/hashicorp/go-kms-wrapping/v2"
+	"github.com/hashicorp/go-kms-wrapping/v2/aead"
+
 	"keyhold.example/keyhold/internal/seal"
+	"keyhold.example/keyhold/internal/secret"
 	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/localroot"
 	"keyhold.example/keyhold/store"
@@ -299,4 +304,198 @@ func innerMessages(t *testing.T) *seal.MessageKey {
 	messages, err := k.Messages()
 	check(t, err)
 	return messages
+}
+
+// imported makes version 1 of inner's key one that an import brought, and returns what was sealed with it before.
+func imported(t *testing.T, s *memstore.Store, m *Manager) (blob *wrapping.BlobInfo) {
+	t.Helper()
+	ctx := t.Context()
+	_, err := m.Rotate(ctx, inner)
+	check(t, err)
+	r := m.committed()
+	fam, err := r.key(ctx, inner)
+	check(t, err)
+	material := make([]byte, 32)
+	material[0] = 7
+	old, err := seal.FromBytes(seal.Identity{
+		Kind: key.DEK, Inst: r.inst(), RootKeyID: fam.Root.ID, Purpose: inner.Purpose, Alg: key.Imported,
+	}, secret.New(material))
+	check(t, err)
+	head, _ := headOf(&fam.Root)
+	parent, err := r.parent(&fam.Family, head.ID)
+	check(t, err)
+	v, err := newVersion(old, parent, head.ID, 1, fam.Now)
+	check(t, err)
+	v.ID, v.State = "kdkv_2bGIs8JSfV", key.Retired
+	s.Edit(func(d *memstore.Data) {
+		k := d.Key(inner)
+		k.Versions[0] = v
+		check(t, m.sign(k))
+	})
+
+	w := aead.NewWrapper()
+	_, err = w.SetConfig(ctx, wrapping.WithKeyId(string(v.ID)))
+	check(t, err)
+	check(t, w.SetAesGcmKeyBytes(material))
+	blob, err = w.Encrypt(ctx, []byte("sealed before"), wrapping.WithAad([]byte("row")))
+	check(t, err)
+	return blob
+}
+
+// A blob that names an imported version opens as what go-kms-wrapping sealed, with its AAD, and nothing else does.
+func TestImportedVersionsOpenWhatTheySealed(t *testing.T) {
+	if fips140.Enforced() {
+		t.Skip("go-kms-wrapping's aead wrapper makes the nonces of GCM itself, which GODEBUG=fips140=only refuses")
+	}
+	s := memstore.New()
+	m := innerManager(t, s)
+	ctx := t.Context()
+	blob := imported(t, s, m)
+	w, err := m.Wrapper(ctx, inner)
+	check(t, err)
+	pt, err := w.Decrypt(ctx, blob, wrapping.WithAad([]byte("row")))
+	if err != nil || string(pt) != "sealed before" {
+		t.Errorf("%q, %v", pt, err)
+	}
+	if n, err := m.Rotate(ctx, inner); err != nil || n != 3 {
+		t.Errorf("rotated to %d, %v", n, err)
+	}
+	findings, err := m.Check(ctx)
+	if err != nil || len(findings) > 0 {
+		t.Errorf("check: %v, %v", findings, err)
+	}
+
+	mine, err := w.Encrypt(ctx, nil)
+	check(t, err)
+	id := key.ID(blob.GetKeyInfo().GetKeyId())
+	for name, try := range map[string]func() error{
+		"another AAD": func() error { _, err := w.Decrypt(ctx, blob); return err },
+		"two bytes": func() error {
+			_, err := w.Decrypt(ctx, &wrapping.BlobInfo{Ciphertext: []byte{1, 2}, KeyInfo: blob.GetKeyInfo()})
+			return err
+		},
+		"a version that was made here": func() error {
+			_, err := w.Decrypt(ctx, &wrapping.BlobInfo{
+				Ciphertext: blob.GetCiphertext(), KeyInfo: &wrapping.KeyInfo{KeyId: mine.GetKeyInfo().GetKeyId()},
+			}, wrapping.WithAad([]byte("row")))
+			return err
+		},
+		"as a message": func() error {
+			_, err := m.OpenDetached(ctx, inner, id, mine.GetCiphertext(), AAD{})
+			return err
+		},
+	} {
+		if err := try(); !errors.Is(err, ErrOpen) {
+			t.Errorf("%s: got %v, want ErrOpen", name, err)
+		}
+	}
+}
+
+// Of several slots the one that names the root's own key is tried first, so that opening takes one call.
+func TestSlotOfTheRootsOwnKeyIsTriedFirst(t *testing.T) {
+	s := memstore.New()
+	first := innerManager(t, s)
+	root, err := localroot.Generate(t.TempDir() + "/second.key")
+	check(t, err)
+	counted := &counting{Wrapper: root}
+	second := &Manager{settings: settings{root: counted}}
+	slot, err := second.sealSlot(t.Context(), first.ik)
+	check(t, err)
+	slot.State, slot.Created = key.Retired, 1
+	s.Edit(func(d *memstore.Data) {
+		in := d.Installation
+		in.Slots = append(in.Slots, slot)
+		manifest, err := slotsManifest(*in)
+		check(t, err)
+		mac := first.ik.MAC(manifest.Append(nil))
+		in.MAC = mac[:]
+	})
+	counted.decrypts = 0
+	m, err := New(t.Context(), s, Config{Root: counted})
+	check(t, err)
+	if counted.decrypts != 1 || m.Pin() != first.Pin() {
+		t.Errorf("%d calls", counted.decrypts)
+	}
+	info, err := m.Installation(t.Context())
+	if err != nil || len(info.Roots) != 2 || !info.Roots[0].Active || info.Roots[1].Active {
+		t.Errorf("roots %+v, %v", info.Roots, err)
+	}
+}
+
+type counting struct {
+	wrapping.Wrapper
+	decrypts int
+}
+
+func (c *counting) Decrypt(ctx context.Context, in *wrapping.BlobInfo, o ...wrapping.Option) ([]byte, error) {
+	c.decrypts++
+	return c.Wrapper.Decrypt(ctx, in, o...)
+}
+
+// A key has at most as many versions as its numbers can count.
+func TestNumbersEnd(t *testing.T) {
+	m := innerManager(t, memstore.New())
+	r := m.committed()
+	fam, k, err := r.forChange(t.Context(), inner)
+	check(t, err)
+	next, err := m.nextKey(fam, k)
+	check(t, err)
+	full := *k
+	full.Tombstones = []store.Tombstone{{Number: key.MaxVersion}}
+	err = r.addPending(t.Context(), fam, &full, next)
+	if _, ok := errors.AsType[*InvalidError](err); !ok {
+		t.Errorf("got %v, want an InvalidError", err)
+	}
+}
+
+// tornStore shows the first reader of a key something that does not fit together.
+type tornStore struct {
+	store.Store
+	torn int
+}
+
+func (s *tornStore) Key(ctx context.Context, ref key.Ref) (store.Family, error) {
+	fam, err := s.Store.Key(ctx, ref)
+	if s.torn > 0 {
+		s.torn--
+		fam.Root.Seq++
+	}
+	return fam, err
+}
+
+// What does not fit is read once more before it is an error, and only once.
+func TestWhatDoesNotFitIsReadOnceMore(t *testing.T) {
+	torn := &tornStore{Store: memstore.New()}
+	m := innerManager(t, torn)
+	torn.torn = 1
+	if _, err := m.Seal(t.Context(), inner, nil, AAD{}); err != nil {
+		t.Errorf("torn once: %v", err)
+	}
+	torn.torn = 2
+	_, err := m.Seal(t.Context(), inner, nil, AAD{})
+	if _, ok := errors.AsType[*IntegrityError](err); !ok || torn.torn != 0 {
+		t.Errorf("torn twice: got %v, want an IntegrityError", err)
+	}
+}
+
+// vanishing deletes a scope once it was listed.
+type vanishing struct{ *memstore.Store }
+
+func (s vanishing) Scopes(ctx context.Context, after key.Scope, limit int) ([]key.Scope, error) {
+	scopes, err := s.Store.Scopes(ctx, after, limit)
+	if len(scopes) > 1 {
+		err = errors.Join(err, s.DeleteScope(ctx, scopes[0]))
+	}
+	return scopes, err
+}
+
+func TestCheckBesideADeletion(t *testing.T) {
+	s := memstore.New()
+	m := innerManager(t, s)
+	check(t, m.CreateScope(t.Context(), "other"))
+	m.store = vanishing{s}
+	findings, err := m.Check(t.Context())
+	if err != nil || len(findings) > 0 {
+		t.Errorf("%v, %v", findings, err)
+	}
 }

@@ -8,22 +8,27 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// The README shows the code of the example, so that it compiles and does what it says.
-func TestReadmeShowsTheExample(t *testing.T) {
+// The README shows the code of the examples, so that it compiles and does what it says.
+func TestReadmeShowsTheExamples(t *testing.T) {
 	readme, err := os.ReadFile("README.md")
 	must(t, err)
-	example, err := os.ReadFile("example_test.go")
-	must(t, err)
-
-	_, rest, ok := strings.Cut(string(readme), "```go\n")
-	shown, _, ok2 := strings.Cut(rest, "```")
-	_, rest, ok3 := strings.Cut(string(example), "// README: begin\n")
-	code, _, ok4 := strings.Cut(rest, "\t// README: end")
-	if !ok || !ok2 || !ok3 || !ok4 {
-		t.Fatal("the README has no code, or the example no marks")
+	shown := strings.Split(string(readme), "```go\n")[1:]
+	examples := []string{"example_test.go", "example_tx_test.go"}
+	if len(shown) != len(examples) {
+		t.Fatalf("the README has %d pieces of code, and there are %d examples", len(shown), len(examples))
 	}
-	code = strings.ReplaceAll("\n"+code, "\n\t", "\n")[1:]
-	if diff := cmp.Diff(code, shown); diff != "" {
-		t.Errorf("README and example differ (-example +README):\n%s", diff)
+	for i, file := range examples {
+		example, err := os.ReadFile(file)
+		must(t, err)
+		_, rest, begin := strings.Cut(string(example), "// README: begin\n")
+		code, _, end := strings.Cut(rest, "\t// README: end")
+		readmeCode, _, closed := strings.Cut(shown[i], "```")
+		if !begin || !end || !closed {
+			t.Fatalf("%s has no marks, or the README no end of its code", file)
+		}
+		code = strings.ReplaceAll("\n"+code, "\n\t", "\n")[1:]
+		if diff := cmp.Diff(code, readmeCode); diff != "" {
+			t.Errorf("README and %s differ (-example +README):\n%s", file, diff)
+		}
 	}
 }
