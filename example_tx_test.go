@@ -66,7 +66,7 @@ func addTenant(ctx context.Context, db *sqlitestore.Store, keys *keyhold.Manager
 	if err != nil {
 		return err
 	}
-	defer tx.Rollback()
+	defer func() { _ = tx.Rollback() }()
 	if _, err := tx.ExecContext(ctx, `insert into tenant (id) values (?)`, tenant); err != nil {
 		return err
 	}
