@@ -47,6 +47,10 @@ var (
 	// ErrUnavailable: the database did not do its part and nothing was changed. Trying again may help.
 	ErrUnavailable = store.ErrUnavailable
 
+	// ErrUnknownOutcome: the database was lost while it answered, inside the application's own transaction, which has to be
+	// rolled back. Elsewhere keyhold reads again and finds out.
+	ErrUnknownOutcome = store.ErrUnknownOutcome
+
 	// ErrUnsupported: a part of go-kms-wrapping's interface that makes no sense for a key that keyhold manages.
 	ErrUnsupported = errors.New("not supported by a key in the database")
 

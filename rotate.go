@@ -82,12 +82,13 @@ func (m *Manager) rotate(ctx context.Context, ref key.Ref, onlyAfter key.Version
 }
 
 // again says whether to read again what is in the database and decide anew, as somebody else was first or it is unknown
-// what was done: then it returns nil. Otherwise it says why not.
+// what was done: then it returns nil. Otherwise it says why not. What is unknown inside a transaction of the
+// application's is for the application to decide: it has to roll back.
 func (r reader) again(ctx context.Context, err error) error {
 	switch {
 	case errors.Is(err, store.ErrConflict):
 		err = r.stillOurs(ctx)
-	case errors.Is(err, store.ErrUnknownOutcome):
+	case errors.Is(err, store.ErrUnknownOutcome) && !r.tx:
 		err = nil
 	}
 	if err == nil && ctx.Err() != nil {

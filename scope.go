@@ -28,7 +28,8 @@ func (m *Manager) CreateScope(ctx context.Context, scope key.Scope) error {
 }
 
 // CreateScopeTx is [Manager.CreateScope] inside the application's transaction, beside the insert of the tenant: both
-// come into being or neither. Until that transaction is committed, only its own calls can use the keys.
+// come into being or neither. Until that transaction is committed, only its own calls can use the keys. After
+// [ErrUnavailable] and [ErrUnknownOutcome] it has to be rolled back.
 func (m *Manager) CreateScopeTx(ctx context.Context, tx store.Tx, scope key.Scope) error {
 	ctx, end, err := m.begin(ctx)
 	if err != nil {

@@ -118,16 +118,29 @@ var (
 
 func installationBreaking() []breaking {
 	text := func(n int) string { return "'" + strings.Repeat("a", n) + "'" }
+	newTombstone := tombstoneRow.with("key_id", "'krk_new'", "private_id", "'krkv_new'")
 	return slices.Concat(
 		[]breaking{
-			{"schema_version_pkey", "insert into {prefix}_schema_version (only_row, version) values (1, 2)", unique("{prefix}_schema_version.only_row")},
+			{
+				"schema_version_pkey", dropTrigger("schema_version_no_replace") + "insert into {prefix}_schema_version (only_row, version) values (1, 2)",
+				unique("{prefix}_schema_version.only_row"),
+			},
 			{"schema_version_one", "insert into {prefix}_schema_version (only_row, version) values (2, 2)", ""},
 			{"schema_version_version", "update {prefix}_schema_version set version = 0", ""},
 			{"schema_version_version", "update {prefix}_schema_version set version = 'v0.0.2'", ""},
 
-			{"root_slot_pkey", insert("root_slot", slotRow.with("private_id", "'kr_a'")), unique("{prefix}_root_slot.private_id")},
-			{"root_slot_number_key", insert("root_slot", slotRow.with("number", "1")), unique("{prefix}_root_slot.number")},
-			{"root_slot_one_active", insert("root_slot", slotRow.with("state", "2")), unique("{prefix}_root_slot.ik_kid")},
+			{
+				"root_slot_pkey", dropTrigger("root_slot_no_replace") + insert("root_slot", slotRow.with("private_id", "'kr_a'")),
+				unique("{prefix}_root_slot.private_id"),
+			},
+			{
+				"root_slot_number_key", dropTrigger("root_slot_no_replace") + insert("root_slot", slotRow.with("number", "1")),
+				unique("{prefix}_root_slot.number"),
+			},
+			{
+				"root_slot_one_active", dropTrigger("root_slot_no_replace") + insert("root_slot", slotRow.with("state", "2")),
+				unique("{prefix}_root_slot.ik_kid"),
+			},
 			{"root_slot_blob", insert("root_slot", slotRow.with("blob", "x''")), ""},
 			{"root_slot_removed", insert("root_slot", slotRow.with("removed", "1")), ""},
 			{"root_slot_removed", insert("root_slot", slotRow.with("state", "5", "blob", "x''")), ""},
@@ -135,7 +148,10 @@ func installationBreaking() []breaking {
 			{"root_slot_kept", "delete from {prefix}_root_slot where private_id = 'kr_gone'", ""},
 			{"root_slot_removed_stays", "update {prefix}_root_slot set state = 3, blob = x'01', removed = null where private_id = 'kr_gone'", ""},
 
-			{"installation_pkey", insert("installation", installationRow), unique("{prefix}_installation.only_row")},
+			{
+				"installation_pkey", dropTrigger("installation_no_replace") + insert("installation", installationRow),
+				unique("{prefix}_installation.only_row"),
+			},
 			{"installation_one", insert("installation", installationRow.with("only_row", "2")), ""},
 			{"installation_active_slot_fkey", "update {prefix}_installation set seq = 6, active_slot = 'kr_none'", foreignKey},
 			{"installation_seq_grows", "update {prefix}_installation set seq = 5, mac = randomblob(32)", ""},
@@ -143,10 +159,13 @@ func installationBreaking() []breaking {
 			{"installation_kept", "delete from {prefix}_installation", ""},
 
 			{
-				"tombstone_pkey", dropTrigger("tombstone_dense") + insert("tombstone", tombstoneRow.with("private_id", "'krkv_y'")),
+				"tombstone_pkey", dropTrigger("tombstone_no_replace") + insert("tombstone", tombstoneRow.with("private_id", "'krkv_y'")),
 				unique("{prefix}_tombstone.key_id, {prefix}_tombstone.version"),
 			},
-			{"tombstone_private_id_key", insert("tombstone", tombstoneRow.with("version", "2")), unique("{prefix}_tombstone.private_id")},
+			{
+				"tombstone_private_id_key", dropTrigger("tombstone_no_replace") + insert("tombstone", tombstoneRow.with("version", "2")),
+				unique("{prefix}_tombstone.private_id"),
+			},
 			{"tombstone_commitment", insert("tombstone", tombstoneRow.with("version", "2", "private_id", "''", "commitment", "randomblob(32)")), ""},
 			{"tombstone_immutable", "update {prefix}_tombstone set destroyed = 1", ""},
 			{"tombstone_kept", "delete from {prefix}_tombstone", ""},
@@ -173,18 +192,18 @@ func installationBreaking() []breaking {
 		checks("root_slot", slotRow, "state", with(badInteger, "1", "4", "6")...),
 		checks("root_slot", slotRow, "blob", "'text'"),
 		checks("root_slot", slotRow, "created", with(badInteger, "0", "datetime('now')")...),
-		checks("installation", installationRow, "inst", badBlob16...),
-		checks("installation", installationRow, "ik_kid", badBlob16...),
-		checks("installation", installationRow, "seq", with(badInteger, "0")...),
-		checks("installation", installationRow, "mac", badBlob32...),
-		checks("installation", installationRow, "created", with(badInteger, "0")...),
-		checks("tombstone", tombstoneRow, "key_id", "''", text(65), "'é'", "x'6b'"),
-		onlyCheck(checks("tombstone", tombstoneRow, "version", with(badInteger, "0", "65536")...), "tombstone_dense"),
-		checks("tombstone", tombstoneRow, "private_id", text(65), "'é'", "x'6b'"),
-		checks("tombstone", tombstoneRow, "kind", "'ik'", "''"),
-		checks("tombstone", tombstoneRow, "alg", with(badInteger, "-1", "4")...),
-		checks("tombstone", tombstoneRow, "commitment", badBlob32...),
-		checks("tombstone", tombstoneRow, "destroyed", with(badInteger, "0")...),
+		onlyCheck(checks("installation", installationRow, "inst", badBlob16...), "installation_no_replace"),
+		onlyCheck(checks("installation", installationRow, "ik_kid", badBlob16...), "installation_no_replace"),
+		onlyCheck(checks("installation", installationRow, "seq", with(badInteger, "0")...), "installation_no_replace"),
+		onlyCheck(checks("installation", installationRow, "mac", badBlob32...), "installation_no_replace"),
+		onlyCheck(checks("installation", installationRow, "created", with(badInteger, "0")...), "installation_no_replace"),
+		checks("tombstone", newTombstone, "key_id", "''", text(65), "'é'", "x'6b'"),
+		onlyCheck(checks("tombstone", newTombstone, "version", with(badInteger, "0", "65536")...), "tombstone_dense"),
+		checks("tombstone", newTombstone, "private_id", text(65), "'é'", "x'6b'"),
+		checks("tombstone", newTombstone, "kind", "'ik'", "''"),
+		checks("tombstone", newTombstone, "alg", with(badInteger, "-1", "4")...),
+		checks("tombstone", newTombstone, "commitment", badBlob32...),
+		checks("tombstone", newTombstone, "destroyed", with(badInteger, "0")...),
 	)
 }
 
@@ -219,7 +238,10 @@ func keyBreaking(key, version, keyID string, k, v row, a, va string) []breaking 
 	}
 	return slices.Concat(
 		[]breaking{
-			{key + "_pkey", insert(key, k.with("private_id", "'"+a+"_a'")), unique("{prefix}_" + key + ".private_id")},
+			{
+				key + "_pkey", dropTrigger(key+"_no_replace") + insert(key, k.with("private_id", "'"+a+"_a'")),
+				unique("{prefix}_" + key + ".private_id"),
+			},
 			{key + "_head_version", insert(key, k.with("head_version", "65536")), ""},
 			{key + "_head_state", insert(key, k.with("head_state", "1")), ""},
 			{key + "_rotate_at", insert(key, k.with("rotate_every", "0")), ""},
@@ -233,24 +255,27 @@ func keyBreaking(key, version, keyID string, k, v row, a, va string) []breaking 
 			{key + "_seq_grows", set("a", "rotate_every = 70"), ""},
 			{key + "_head_forward", set("a", "seq = 6, head_version = 1"), ""},
 
-			{version + "_pkey", insert(version, pending.with("private_id", "'"+va+"_a1'")), unique("{prefix}_" + version + ".private_id")},
 			{
-				version + "_version_key", dropTrigger(version+"_dense") + insert(version, pending.with("version", "3")),
+				version + "_pkey", dropTrigger(version+"_no_replace") + insert(version, pending.with("private_id", "'"+va+"_a1'")),
+				unique("{prefix}_" + version + ".private_id"),
+			},
+			{
+				version + "_version_key", dropTrigger(version+"_dense", version+"_no_replace") + insert(version, pending.with("version", "3")),
 				unique("{prefix}_" + version + "." + keyID + ", {prefix}_" + version + ".version"),
 			},
 			{
-				version + "_state_key", dropTrigger(version+"_dense") + insert(version, pending.with("version", "3")),
+				version + "_state_key", dropTrigger(version+"_dense", version+"_no_replace") + insert(version, pending.with("version", "3")),
 				unique("{prefix}_" + version + "." + keyID + ", {prefix}_" + version + ".version"),
 			},
 			{
-				version + "_one_active", dropTrigger(version+"_state_new") + insert(version, pending.with("state", "2")),
+				version + "_one_active", dropTrigger(version+"_state_new", version+"_no_replace") + insert(version, pending.with("state", "2")),
 				unique("{prefix}_" + version + "." + keyID),
 			},
 			{version + "_dense", insert(version, pending.with("version", "5")), ""},
-			{version + "_dense", insert(version, pending.with("version", "3")), ""},
+			{version + "_dense", dropTrigger(version+"_no_replace") + insert(version, pending.with("version", "3")), ""},
 			{version + "_dense", "delete from {prefix}_" + version + " where version = 3;" + insert(version, pending.with("version", "3")), ""},
 			{version + "_not_again", insert(version, pending.with("private_id", "'krkv_other'")), ""},
-			{version + "_state_new", insert(version, pending.with("state", "2")), ""},
+			{version + "_state_new", dropTrigger(version+"_no_replace") + insert(version, pending.with("state", "2")), ""},
 			{version + "_state_new", insert(version, pending.with("state", "4")), ""},
 			{version + "_state_new", insert(version, pending.with("state", "5")), ""},
 			{version + "_state_change", setVersion("3", "state = 2"), ""},
@@ -300,6 +325,7 @@ func allBreaking() []breaking {
 	}
 	return slices.Concat(
 		installationBreaking(),
+		replaceBreaking(),
 		keyBreaking("root_key", "root_key_version", "root_key_id", rootKeyRow, rootVersionRow, "krk", "krkv"),
 		keyBreaking("data_key", "data_key_version", "data_key_id", dataKeyRow, dataVersionRow, "kdk", "kdkv"),
 		checks("root_key", rootKeyRow, "scope_id", "''", "x'61'", "'"+strings.Repeat("é", 256)+"a'", "'a' || char(0)", "'a' || char(10)",
@@ -309,9 +335,12 @@ func allBreaking() []breaking {
 		checks("root_key_version", pendingRoot, "alg", "2", "3"),
 		updates("data_key", "immutable", "root_key_id", "'krk_b'", "purpose", "'y'"),
 		[]breaking{
-			{"root_key_scope_id_key", insert("root_key", rootKeyRow.with("scope_id", "'a'")), unique("{prefix}_root_key.scope_id")},
 			{
-				"data_key_purpose_key", insert("data_key", dataKeyRow.with("purpose", "'a'")),
+				"root_key_scope_id_key", dropTrigger("root_key_no_replace") + insert("root_key", rootKeyRow.with("scope_id", "'a'")),
+				unique("{prefix}_root_key.scope_id"),
+			},
+			{
+				"data_key_purpose_key", dropTrigger("data_key_no_replace") + insert("data_key", dataKeyRow.with("purpose", "'a'")),
 				unique("{prefix}_data_key.root_key_id, {prefix}_data_key.purpose"),
 			},
 			{"root_key_version_key_fkey", dropTrigger("root_key_version_state_new") + insert("root_key_version", rootVersionRow), foreignKey},

@@ -23,6 +23,7 @@ const (
 	classIO
 	classDamaged
 	classFull
+	classNoMemory
 	classCannotOpen
 	classNotADatabase
 	classInterrupted
@@ -37,6 +38,7 @@ var sentences = map[class]string{
 	classIO:           "reading or writing the file does not work",
 	classDamaged:      "the file is damaged",
 	classFull:         "the disk is full",
+	classNoMemory:     "SQLite gets no more memory",
 	classCannotOpen:   "the file cannot be opened",
 	classNotADatabase: "the file is not an SQLite database",
 	classInterrupted:  "the statement was interrupted",
@@ -48,7 +50,7 @@ var classes = map[int]class{
 	3:  classCannotOpen, // SQLITE_PERM
 	5:  classLocked,     // SQLITE_BUSY
 	6:  classLocked,     // SQLITE_LOCKED
-	7:  classFull,       // SQLITE_NOMEM
+	7:  classNoMemory,   // SQLITE_NOMEM
 	8:  classReadOnly,
 	9:  classInterrupted,
 	10: classIO,
@@ -73,12 +75,19 @@ var texts = []struct {
 	{"disk I/O error", classIO},
 	{"database disk image is malformed", classDamaged},
 	{"database or disk is full", classFull},
+	{"out of memory", classNoMemory},
 	{"unable to open database file", classCannotOpen},
 	{"file is not a database", classNotADatabase},
 }
 
+// rowError says that a row holds what no row can. What it quotes is not SQLite's word, and never classified.
+type rowError struct{ row, problem string }
+
+func (e *rowError) Error() string { return fmt.Sprintf("row %q: %s", e.row, e.problem) }
+
 func classify(err error) class {
-	if err == nil {
+	var row *rowError
+	if err == nil || errors.As(err, &row) {
 		return classOther
 	}
 	if errors.Is(err, driver.ErrBadConn) || errors.Is(err, sql.ErrConnDone) {
@@ -115,8 +124,8 @@ func (t *tables) explain(ctx context.Context, doing string, err error) error {
 			return fmt.Errorf("%s: %w", doing, err)
 		}
 	}
-	if ctxErr := ctx.Err(); ctxErr != nil {
-		return fmt.Errorf("%s: %w", doing, ctxErr)
+	if ctx.Err() != nil {
+		return fmt.Errorf("%s: %w", doing, contextError(ctx))
 	}
 	c := classify(err)
 	switch {
@@ -128,4 +137,13 @@ func (t *tables) explain(ctx context.Context, doing string, err error) error {
 		return fmt.Errorf("%s: %w: %s (%w)", doing, store.ErrUnavailable, sentences[c], err)
 	}
 	return fmt.Errorf("%s: %w", doing, err)
+}
+
+// contextError is why a context ended, in the words of whoever ended it, and always also what its Err says.
+func contextError(ctx context.Context) error {
+	err, cause := ctx.Err(), context.Cause(ctx)
+	if errors.Is(cause, err) {
+		return cause
+	}
+	return fmt.Errorf("%w: %w", err, cause)
 }

@@ -18,6 +18,17 @@ import (
 var (
 	hasTable = define(`select exists (select 1 from sqlite_master where type = 'table' and name = ?)`)
 
+	// In one statement, as another process may be making the tables. The second column counts the others of our names,
+	// of which none can be there before the first.
+	schemaTablesQuery = define(`
+select coalesce(sum(name = '{prefix}_schema_version'), 0), count(*) from sqlite_master
+where type = 'table' and name in (
+    '{prefix}_schema_version', '{prefix}_root_slot', '{prefix}_installation', '{prefix}_tombstone', '{prefix}_epoch',
+    '{prefix}_root_key', '{prefix}_root_key_version', '{prefix}_data_key', '{prefix}_data_key_version')`)
+
+	ownSchemaVersion = define(`
+select count(*) = 2 from pragma_table_info('{prefix}_schema_version') where name in ('only_row', 'version')`)
+
 	schemaVersionQuery = define(`
 select typeof(version), cast(version as text) from {prefix}_schema_version order by version desc limit 1`)
 
@@ -56,16 +67,35 @@ func (t *tables) schemaError(have int) error {
 	return &store.SchemaError{Prefix: t.options.Prefix, Have: have, Want: store.SchemaVersion}
 }
 
+// noVersion stands for the schema version of tables that have one of our names and say none.
+const noVersion = "none"
+
 // schemaVersion is 0 if there are no tables. Tables of another system are a [*store.SchemaError].
 func (t *tables) schemaVersion(ctx context.Context, c queryer) (int, error) {
-	there := false
-	err := c.QueryRowContext(ctx, t.text[hasTable], t.options.Prefix+"_schema_version").Scan(&there)
-	if err != nil || !there {
+	foreign := func(version string) error {
+		return &store.SchemaError{Prefix: t.options.Prefix, Want: store.SchemaVersion, Foreign: version}
+	}
+	said, all := 0, 0
+	err := c.QueryRowContext(ctx, t.text[schemaTablesQuery]).Scan(&said, &all)
+	switch {
+	case err != nil:
 		return 0, err
+	case said == 0 && all > 0:
+		return 0, foreign(noVersion)
+	case said == 0:
+		return 0, nil
 	}
 	var kind, version string
 	err = c.QueryRowContext(ctx, t.text[schemaVersionQuery]).Scan(&kind, &version)
-	if errors.Is(err, sql.ErrNoRows) {
+	if errors.Is(err, sql.ErrNoRows) || err != nil && strings.Contains(err.Error(), "no such column") {
+		// Ours is empty while an application's own tool is between two of our files.
+		own := false
+		if err := c.QueryRowContext(ctx, t.text[ownSchemaVersion]).Scan(&own); err != nil {
+			return 0, err
+		}
+		if !own {
+			return 0, foreign(noVersion)
+		}
 		return 0, nil
 	}
 	if err != nil {
@@ -77,7 +107,7 @@ func (t *tables) schemaVersion(ctx context.Context, c queryer) (int, error) {
 			return n, nil
 		}
 	}
-	return 0, &store.SchemaError{Prefix: t.options.Prefix, Want: store.SchemaVersion, Foreign: version}
+	return 0, foreign(version)
 }
 
 // checkScopeType keeps a scope "042" from finding the row of 42: SQLite would convert the text to the column's type.
@@ -126,7 +156,8 @@ type Migration struct {
 }
 
 // MigrationStatus lists the migration files by number. Where an application ran them among its own, they count as
-// applied if the schema's version says so.
+// applied if the schema's version says so. Tables of another system, or of a newer program, are a
+// [*store.SchemaError].
 func (s *Store) MigrationStatus(ctx context.Context) ([]Migration, error) {
 	list, err := s.migrationStatus(ctx)
 	return list, s.tables.explain(ctx, "read which migrations there are", err)
@@ -149,13 +180,16 @@ func (s *Store) migrationStatus(ctx context.Context) ([]Migration, error) {
 	if err != nil {
 		return nil, err
 	}
+	if version > store.SchemaVersion {
+		return nil, s.tables.schemaError(version)
+	}
 	last, err := s.tables.lastMigration(ctx, db)
 	if err != nil {
 		return nil, err
 	}
 	var list []Migration
 	for _, f := range files {
-		applied := version >= store.SchemaVersion || int(f.Number) <= last
+		applied := version == store.SchemaVersion || int(f.Number) <= last
 		list = append(list, Migration{Number: f.Number, Name: f.Name, Applied: applied})
 	}
 	return list, nil
@@ -200,17 +234,24 @@ func (m *migrator) Run(file io.Reader) error {
 	if err != nil {
 		return err
 	}
-	_, err = m.conn.ExecContext(m.ctx, string(text))
-	return err
+	return m.exec(string(text))
 }
 
 func (m *migrator) SetVersion(version int, dirty bool) error {
 	for _, q := range []query{createBookkeeping, clearBookkeeping} {
-		if _, err := m.conn.ExecContext(m.ctx, m.tables.text[q]); err != nil {
+		if err := m.exec(m.tables.text[q]); err != nil {
 			return err
 		}
 	}
-	_, err := m.conn.ExecContext(m.ctx, m.tables.text[setBookkeeping], version, dirty)
+	return m.exec(m.tables.text[setBookkeeping], version, dirty)
+}
+
+func (m *migrator) exec(text string, args ...any) error {
+	ctx, err := steady(m.ctx)
+	if err != nil {
+		return err
+	}
+	_, err = m.conn.ExecContext(ctx, text, args...)
 	return err
 }
 

@@ -62,12 +62,27 @@ func TestOtherPeoplesTablesAreRefused(t *testing.T) {
 			"create table kms_schema_version (version text primary key); insert into kms_schema_version values ('1')",
 			store.SchemaError{Prefix: "kms", Want: 1, Foreign: "1"},
 		},
+		"another system's that says no version yet": {
+			"create table kms_schema_version (version text primary key)",
+			store.SchemaError{Prefix: "kms", Want: 1, Foreign: "none"},
+		},
+		"another system's that calls its version otherwise": {
+			"create table kms_schema_version (number integer); insert into kms_schema_version values (1)",
+			store.SchemaError{Prefix: "kms", Want: 1, Foreign: "none"},
+		},
+		"another system's without a version": {
+			"create table kms_data_key_version (id integer)",
+			store.SchemaError{Prefix: "kms", Want: 1, Foreign: "none"},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := open(t, Config{}, filepath.Join(t.TempDir(), "keys.db"))
 			mustExec(t, s, c.sql)
 			before := dump(t, s)
-			for what, err := range map[string]error{"CheckSchema": s.CheckSchema(t.Context()), "Migrate": s.Migrate(t.Context())} {
+			_, statusErr := s.MigrationStatus(t.Context())
+			for what, err := range map[string]error{
+				"CheckSchema": s.CheckSchema(t.Context()), "Migrate": s.Migrate(t.Context()), "MigrationStatus": statusErr,
+			} {
 				var got *store.SchemaError
 				if !errors.As(err, &got) || *got != c.want {
 					t.Errorf("%s: %v; want %v", what, err, &c.want)
@@ -80,9 +95,45 @@ func TestOtherPeoplesTablesAreRefused(t *testing.T) {
 	}
 }
 
+// TestNoTableOfOursIsTakenForOneOfTheApplications makes each of our names alone, as another system could.
+func TestNoTableOfOursIsTakenForOneOfTheApplications(t *testing.T) {
+	template := migrated(t, Config{}, filepath.Join(t.TempDir(), "keys.db"))
+	rows, err := template.DB().Query("select name from sqlite_master where type = 'table' and name glob 'kms_*'")
+	must(t, err)
+	defer rows.Close()
+	found := 0
+	for rows.Next() {
+		var name string
+		must(t, rows.Scan(&name))
+		if name == "kms_schema_version" || name == "kms_schema_migrations" {
+			continue
+		}
+		found++
+		s := open(t, Config{}, filepath.Join(t.TempDir(), "keys.db"))
+		mustExec(t, s, "create table "+name+" (id integer)")
+		var schema *store.SchemaError
+		if err := s.CheckSchema(t.Context()); !errors.As(err, &schema) || schema.Foreign == "" {
+			t.Errorf("%s alone: %v; want a %T about another system", name, err, schema)
+		}
+	}
+	must(t, rows.Err())
+	if found < 8 {
+		t.Errorf("only %d tables found", found)
+	}
+}
+
+func TestTablesWithoutTheirVersionAreNoneYet(t *testing.T) {
+	s := migrated(t, Config{}, filepath.Join(t.TempDir(), "keys.db"))
+	mustExec(t, s, "delete from kms_schema_version")
+	var schema *store.SchemaError
+	if err := s.CheckSchema(t.Context()); !errors.As(err, &schema) || schema.Have != 0 || schema.Foreign != "" {
+		t.Errorf("%v; want a %T that says that migrations are missing", err, schema)
+	}
+}
+
 func TestAMigrationThatCannotBeDoneLeavesNothing(t *testing.T) {
 	s := open(t, Config{}, filepath.Join(t.TempDir(), "keys.db"))
-	mustExec(t, s, "create table kms_data_key (id integer)")
+	mustExec(t, s, "create view kms_data_key as select 1 as id")
 	before := dump(t, s)
 	if err := s.Migrate(t.Context()); err == nil || !strings.Contains(err.Error(), "kms_data_key") {
 		t.Errorf("Migrate: %v; want an error that names the table in the way", err)
@@ -90,7 +141,7 @@ func TestAMigrationThatCannotBeDoneLeavesNothing(t *testing.T) {
 	if d := cmp.Diff(before, dump(t, s)); d != "" {
 		t.Errorf("(-before +after):\n%s", d)
 	}
-	mustExec(t, s, "drop table kms_data_key")
+	mustExec(t, s, "drop view kms_data_key")
 	must(t, s.Migrate(t.Context()))
 }
 

@@ -1,6 +1,7 @@
 package sqlitestore
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -32,7 +33,8 @@ func (q queries) Installation(ctx context.Context) (store.Installation, error) {
 		var s store.Slot
 		if err := rows.Scan(&in.Inst, &in.IKKID, &in.Seq, &in.ActiveSlot, &in.MAC, &in.Created,
 			&s.ID, &s.WrapperType, &s.WrapperKeyID, &s.IKKID, &s.State, &s.Blob, &s.Created, &s.Removed); err != nil {
-			return err
+			// A number that does not fit its field is refused by Scan, which reads the slot after the installation.
+			return &rowError{cmp.Or(string(s.ID), "installation"), err.Error()}
 		}
 		in.Slots = append(in.Slots, s)
 		return nil
@@ -172,16 +174,18 @@ func (q queries) family(ctx context.Context, query query, args ...any) (store.Fa
 			name          string
 			a, b, c, d, e int64
 			x, y, z       []byte
+			n             numbers
 		)
 		if err := rows.Scan(&row, &id, &owner, &name, &a, &b, &c, &d, &e, &x, &y, &z); err != nil {
-			return err
+			return &rowError{string(id), err.Error()}
 		}
 		switch row {
 		case rowNow:
 			f.Now = a
 		case rowRoot, rowData:
 			k := store.Key{ID: id, Kind: key.KEK, Scope: key.Scope(name), RotateAt: e, Manifest: store.Manifest{
-				Seq: uint64(a), Head: key.Version(b), RotateEvery: uint64(c), MaxMessages: uint64(d), IKKID: x, MAC: y,
+				Seq: fit[uint64](&n, a), Head: fit[key.Version](&n, b),
+				RotateEvery: fit[uint64](&n, c), MaxMessages: fit[uint64](&n, d), IKKID: x, MAC: y,
 			}}
 			if row == rowRoot {
 				f.Root = k
@@ -192,16 +196,16 @@ func (q queries) family(ctx context.Context, query query, args ...any) (store.Fa
 		case rowRootVersion, rowDataVersion:
 			k := keyOf(owner)
 			k.Versions = append(k.Versions, store.Version{
-				ID: id, Number: key.Version(a), State: key.State(b), Alg: key.Alg(c), Created: d,
+				ID: id, Number: fit[key.Version](&n, a), State: fit[key.State](&n, b), Alg: fit[key.Alg](&n, c), Created: d,
 				Commit: y, Blob: z, Parent: key.ID(name), IKKID: x,
 			})
 		case rowRootTombstone, rowDataTombstone:
 			k := keyOf(owner)
 			k.Tombstones = append(k.Tombstones, store.Tombstone{
-				ID: id, Number: key.Version(a), Alg: key.Alg(c), Destroyed: d, Commit: y,
+				ID: id, Number: fit[key.Version](&n, a), Alg: fit[key.Alg](&n, c), Destroyed: d, Commit: y,
 			})
 		}
-		return nil
+		return n.check(id)
 	})
 	if err != nil {
 		return store.Family{}, err
@@ -216,6 +220,24 @@ func (q queries) family(ctx context.Context, query query, args ...any) (store.Fa
 	sortKey(&f.Root)
 	slices.SortFunc(f.Data, func(a, b store.Key) int { return strings.Compare(string(a.Purpose), string(b.Purpose)) })
 	return f, nil
+}
+
+// numbers are those of a row that do not fit where they belong.
+type numbers []int64
+
+// fit is n as a T. Cut to T's size, a number that does not fit could stand for another: it is kept for check instead.
+func fit[T ~uint8 | ~uint32 | ~uint64](bad *numbers, n int64) T {
+	if n < 0 || int64(T(n)) != n {
+		*bad = append(*bad, n)
+	}
+	return T(n)
+}
+
+func (n numbers) check(id key.ID) error {
+	if len(n) == 0 {
+		return nil
+	}
+	return &rowError{string(id), fmt.Sprintf("the number %d is out of range", n[0])}
 }
 
 func sortKey(k *store.Key) {
@@ -261,6 +283,9 @@ func (q queries) each(ctx context.Context, query query, args []any, f func(*sql.
 	}
 	defer func() { err = errors.Join(err, rows.Close()) }()
 	for rows.Next() {
+		if err := ctx.Err(); err != nil {
+			return err // inside a transaction nothing else ends the read
+		}
 		if err := f(rows); err != nil {
 			return err
 		}

@@ -32,6 +32,10 @@ type Config struct {
 
 	// ScopeTable and ScopeColumn, both or neither, are the application's table of scopes and the column of their ids:
 	// Migrate gives root keys a foreign key to it that cascades on delete and update. SQLite cannot add one later.
+	//
+	// An "insert or replace" into that table deletes the scope's row, and by the cascade all its keys, before it inserts
+	// the row anew: use "on conflict do update". A scope whose id is changed keeps its keys, but they are refused under
+	// the new id until the rename is confirmed, which this version cannot do yet.
 	ScopeTable, ScopeColumn string
 }
 
@@ -88,10 +92,14 @@ func (s *Store) DB() *sql.DB { return s.db }
 
 // InTx is the tables inside the application's transaction, which has to be one of the same database. It uses that
 // transaction's connection alone. Each write is inside a savepoint: after an error nothing of it is left, and the
-// transaction can go on, unless the error says otherwise. The transaction should have begun with BEGIN IMMEDIATE (in
-// the DSN: _txlock=immediate), because one that reads first and then writes while others do is refused with
-// [store.ErrUnavailable]. A foreign key of the application's that is deferred is not seen here, but by the
-// application's commit.
+// transaction can go on. But after [store.ErrUnavailable] and [store.ErrUnknownOutcome] it has to be rolled back:
+// SQLite may have done so by itself, and then what follows would be committed statement by statement.
+//
+// A context that ends is noticed between statements and interrupts none, so that a call may outlast it by a statement
+// and the connection's busy_timeout. (An application's own write that a context interrupts makes SQLite roll back the
+// whole transaction.) The transaction should have begun with BEGIN IMMEDIATE (in the DSN: _txlock=immediate), because
+// one that reads first and then writes while others do is refused with [store.ErrUnavailable]. A foreign key of the
+// application's that is deferred is not seen here, but by the application's commit.
 func (s *Store) InTx(tx *sql.Tx) store.Tx {
 	return store.Tx{Queries: queries{tables: s.tables, view: &inTx{tables: s.tables, tx: tx}}}
 }

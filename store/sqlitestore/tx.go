@@ -31,6 +31,14 @@ type connection interface {
 var errForeignKeys = errors.New("foreign keys are off on this connection, so keys in use would not be protected: " +
 	"turn them on for every connection, with _pragma=foreign_keys(1) or _foreign_keys=1 in the data source name")
 
+// steady is what a statement inside a transaction runs with: a context that ends does not interrupt it. SQLite answers
+// an interrupted write by rolling back the whole transaction; and an interrupted read, while another one of the
+// application's is open, by interrupting the next write, too. The error is that of a context that has ended already. A
+// wait for a lock ends with the connection's busy_timeout.
+func steady(ctx context.Context) (context.Context, error) {
+	return context.WithoutCancel(ctx), ctx.Err()
+}
+
 func checkForeignKeys(ctx context.Context, c connection) error {
 	on := false
 	if err := c.QueryRowContext(ctx, "pragma foreign_keys").Scan(&on); err != nil {
@@ -104,48 +112,62 @@ type inTx struct {
 
 // query does not keep statements prepared: preparing one on the pool would need a second connection.
 func (v *inTx) query(ctx context.Context, q query, args ...any) (*sql.Rows, error) {
+	ctx, err := steady(ctx)
+	if err != nil {
+		return nil, err
+	}
 	return v.tx.QueryContext(ctx, v.tables.text[q], args...)
 }
 
 func (v *inTx) write(ctx context.Context, f func(*writer) error) (err error) {
-	if err := checkForeignKeys(ctx, v.tx); err != nil {
+	uninterrupted, err := steady(ctx)
+	if err != nil {
 		return err
 	}
-	if _, err := v.tx.ExecContext(ctx, "savepoint keyhold"); err != nil {
+	if err := checkForeignKeys(uninterrupted, v.tx); err != nil {
+		return err
+	}
+	if _, err := v.tx.ExecContext(uninterrupted, "savepoint keyhold"); err != nil {
 		return err
 	}
 	released, done := false, false
 	defer func() {
 		if !done {
-			err = errors.Join(err, v.undo(context.WithoutCancel(ctx), released))
+			err = v.undo(uninterrupted, err, released)
 		}
 	}()
 	if err := run(ctx, v.tables, v.tx, f); err != nil {
 		return err
 	}
 	released = true
-	if _, err := v.tx.ExecContext(context.WithoutCancel(ctx), "release keyhold"); err != nil {
+	if _, err := v.tx.ExecContext(uninterrupted, "release keyhold"); err != nil {
 		return err
 	}
 	done = true
 	return nil
 }
 
-// undo takes back what the call did. released says that its end was tried, so that a savepoint that is gone may have
-// left all of it.
-func (v *inTx) undo(ctx context.Context, released bool) error {
+// undo takes back what the call did until it ended with cause, and returns the call's error. released says that its end
+// was tried, so that a savepoint that is gone may have left all of it.
+func (v *inTx) undo(ctx context.Context, cause error, released bool) error {
 	_, err := v.tx.ExecContext(ctx, "rollback to keyhold")
 	if err == nil {
 		_, err = v.tx.ExecContext(ctx, "release keyhold")
 	}
 	gone := err != nil && strings.Contains(err.Error(), "no such savepoint")
+	// Below, cause is told and not wrapped: who could decide on it, such as on a conflict, would go on in this
+	// transaction.
+	because := fmt.Sprint(cause)
 	switch {
+	case err == nil, errors.Is(err, sql.ErrTxDone):
+		return cause
 	case gone && released:
-		return fmt.Errorf("%w: roll back the whole transaction", store.ErrUnknownOutcome)
-	case err == nil, gone, errors.Is(err, sql.ErrTxDone):
-		return nil // some errors make SQLite roll back the whole transaction, which ends the savepoint with it
+		return fmt.Errorf("%w: roll back the whole transaction (%s)", store.ErrUnknownOutcome, because)
+	case gone:
+		return fmt.Errorf("%w: SQLite rolled back the whole transaction, with all that the application did in it: "+
+			"roll it back there, too, and begin anew (%s)", store.ErrUnavailable, because)
 	}
-	return fmt.Errorf("%w: undo the call: roll back the whole transaction: %w", store.ErrUnavailable, err)
+	return fmt.Errorf("%w: undo the call: roll back the whole transaction: %w (%s)", store.ErrUnavailable, err, because)
 }
 
 // writer runs the statements of one write, each prepared once.
@@ -184,6 +206,10 @@ func (w *writer) prepare(ctx context.Context, q query) (*sql.Stmt, error) {
 
 // exec says how many rows the statement changed.
 func (w *writer) exec(ctx context.Context, q query, args ...any) (int64, error) {
+	ctx, err := steady(ctx)
+	if err != nil {
+		return 0, err
+	}
 	stmt, err := w.prepare(ctx, q)
 	if err != nil {
 		return 0, err
@@ -197,6 +223,10 @@ func (w *writer) exec(ctx context.Context, q query, args ...any) (int64, error) 
 
 // is asks a question whose answer is one number, and says whether that is not zero.
 func (w *writer) is(ctx context.Context, q query, args ...any) (bool, error) {
+	ctx, err := steady(ctx)
+	if err != nil {
+		return false, err
+	}
 	stmt, err := w.prepare(ctx, q)
 	if err != nil {
 		return false, err

@@ -65,17 +65,18 @@ func (w *writer) checkInstallation(ctx context.Context, inst [16]byte) error {
 }
 
 var (
+	// Not "on conflict do nothing": the tables refuse whatever meets a row that is there before SQLite looks for conflicts.
 	insertRootKey = define(`
 insert into {prefix}_root_key (private_id, scope_id, seq, head_version, rotate_every, max_messages, ik_kid, mac, rotate_at)
-values (?, ?, ?, ?, ?, ?, ?, ?, ?)
-on conflict (scope_id) do nothing`)
+select ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9
+where not exists (select 1 from {prefix}_root_key where scope_id = ?2)`)
 
 	insertDataKey = define(`
 insert into {prefix}_data_key
     (private_id, root_key_id, purpose, seq, head_version, rotate_every, max_messages, ik_kid, mac, rotate_at)
 select ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10
 where exists (select 1 from {prefix}_root_key where private_id = ?2)
-on conflict (root_key_id, purpose) do nothing`)
+    and not exists (select 1 from {prefix}_data_key where root_key_id = ?2 and purpose = ?3)`)
 
 	insertRootKeyVersion = define(`
 insert into {prefix}_root_key_version (private_id, root_key_id, version, state, alg, commitment, key, created, ik_kid)

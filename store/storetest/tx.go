@@ -1,8 +1,10 @@
 package storetest
 
 import (
+	"context"
 	"errors"
 	"slices"
+	"sync"
 
 	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/store"
@@ -130,6 +132,7 @@ var txTests = []test{
 		}
 		e.key(key.Ref{Scope: e.scope(2), Purpose: "sessions"})
 	})},
+	{"is committed as a whole, or not at all, after a call that was cancelled on the way", inTx(cancelledInTx)},
 	{"is over after its end", inTx(func(e *env, begin func() (store.Tx, func() error, func() error)) {
 		keys := e.m.Scope(e.scope(1), "sessions")
 		for _, end := range []bool{true, false} {
@@ -150,6 +153,43 @@ var txTests = []test{
 			})
 		}
 	})},
+}
+
+// cancelledInTx goes on in the transaction after a cancelled call, as an application may. The cancellation lands
+// wherever it lands, and a database may end the transaction for it: then nothing of it stays, also of what came later.
+func cancelledInTx(e *env, begin func() (store.Tx, func() error, func() error)) {
+	for i := range 40 {
+		tx, commit, rollback := begin()
+		_, firstErr := tx.Create(e.ctx, e.m.Inst(), e.m.Scope(e.scope(3*i), "one"))
+		if firstErr != nil {
+			e.Fatalf("Create before: %v", firstErr)
+		}
+		ctx, cancel := context.WithCancel(e.ctx)
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			for range i * 20 {
+				_ = ctx.Err()
+			}
+			cancel()
+		})
+		n, err := tx.Create(ctx, e.m.Inst(), e.m.Scope(e.scope(3*i+1), "one", "two", "three"))
+		wg.Wait()
+		if (n == 4) != (err == nil) || n != 0 && n != 4 {
+			e.Errorf("the cancelled Create: %d, %v", n, err)
+		}
+		_, laterErr := tx.Create(e.ctx, e.m.Inst(), e.m.Scope(e.scope(3*i+2), "one"))
+		commitErr := commit()
+		if commitErr != nil {
+			_ = rollback() // where a failed commit leaves that to do
+		}
+		for j, callErr := range []error{firstErr, err, laterErr} {
+			_, readErr := e.s.Scope(e.ctx, e.scope(3*i+j))
+			there, want := readErr == nil, callErr == nil && commitErr == nil
+			if readErr != nil && !errors.Is(readErr, store.ErrNotFound) || there != want {
+				e.Errorf("the scope of Create %d of 3, whose error is %v: there is %v, %v; commit: %v", j+1, callErr, there, readErr, commitErr)
+			}
+		}
+	}
 }
 
 // inTx makes a test of transactions.

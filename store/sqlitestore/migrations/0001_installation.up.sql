@@ -1,6 +1,7 @@
 -- What there is once for an installation. Times are seconds since 1970. Sizes are in bytes.
 --
--- Tables are not STRICT and unixepoch() is not used: both are newer than SQLite 3.35. So each column checks its own type.
+-- Tables are not STRICT and unixepoch() is not used: both are newer than SQLite 3.35. So each column checks its own
+-- type.
 
 -- Written by the last migration of each schema version; what a program compares with its own number.
 create table {prefix}_schema_version (
@@ -11,6 +12,16 @@ create table {prefix}_schema_version (
     constraint {prefix}_schema_version_one check (only_row = 1),
     constraint {prefix}_schema_version_version check (typeof(version) = 'integer' and version >= 1)
 );
+
+-- What "or replace" deletes, no delete trigger sees. So each table whose rows are kept has a trigger, named no_replace,
+-- that refuses a row which would take the place of another: by its primary key, by a unique one, or by the rowid. It
+-- runs before SQLite looks for conflicts. Where an update can do the same, there is a second one.
+create trigger {prefix}_schema_version_no_replace
+before insert on {prefix}_schema_version
+when exists (select 1 from {prefix}_schema_version where only_row = new.only_row)
+begin
+    select raise(abort, '{prefix}_schema_version_no_replace: a row that is there is never replaced');
+end;
 
 -- The installation key sealed by one external root. A removed slot keeps its row, without the blob.
 create table {prefix}_root_slot (
@@ -67,6 +78,25 @@ create table {prefix}_installation (
         references {prefix}_root_slot (private_id) deferrable initially deferred
 );
 
+create trigger {prefix}_root_slot_no_replace
+before insert on {prefix}_root_slot
+when exists (select 1 from {prefix}_root_slot where private_id = new.private_id)
+    or exists (select 1 from {prefix}_root_slot where number = new.number)
+    or exists (select 1 from {prefix}_root_slot where rowid = new.rowid)
+    or new.state = 2 and exists (select 1 from {prefix}_root_slot where ik_kid = new.ik_kid and state = 2)
+begin
+    select raise(abort, '{prefix}_root_slot_no_replace: a row that is there is never replaced');
+end;
+
+create trigger {prefix}_root_slot_no_replace_update
+before update on {prefix}_root_slot
+when old.rowid <> new.rowid
+    or new.state = 2 and exists (
+        select 1 from {prefix}_root_slot where ik_kid = new.ik_kid and state = 2 and private_id <> old.private_id)
+begin
+    select raise(abort, '{prefix}_root_slot_no_replace_update: a row never takes the place of another');
+end;
+
 create trigger {prefix}_root_slot_immutable
 before update of private_id, number, wrapper_type, wrapper_key_id, ik_kid, created on {prefix}_root_slot
 when old.private_id is not new.private_id or old.number is not new.number or old.wrapper_type is not new.wrapper_type
@@ -86,6 +116,13 @@ create trigger {prefix}_root_slot_kept
 before delete on {prefix}_root_slot
 begin
     select raise(abort, '{prefix}_root_slot_kept: a root slot is removed by its state, and its row stays');
+end;
+
+create trigger {prefix}_installation_no_replace
+before insert on {prefix}_installation
+when exists (select 1 from {prefix}_installation where only_row = new.only_row)
+begin
+    select raise(abort, '{prefix}_installation_no_replace: a row that is there is never replaced');
 end;
 
 create trigger {prefix}_installation_immutable
@@ -139,6 +176,16 @@ create table {prefix}_tombstone (
 
 create unique index {prefix}_tombstone_private_id_key on {prefix}_tombstone (private_id) where private_id <> '';
 
+create trigger {prefix}_tombstone_no_replace
+before insert on {prefix}_tombstone
+when exists (select 1 from {prefix}_tombstone where key_id = new.key_id and version = new.version)
+    or exists (select 1 from {prefix}_tombstone where rowid = new.rowid)
+    or new.private_id <> '' and exists (
+        select 1 from {prefix}_tombstone where private_id = new.private_id and private_id <> '')
+begin
+    select raise(abort, '{prefix}_tombstone_no_replace: a row that is there is never replaced');
+end;
+
 create trigger {prefix}_tombstone_immutable
 before update on {prefix}_tombstone
 begin
@@ -151,8 +198,8 @@ begin
     select raise(abort, '{prefix}_tombstone_kept: a tombstone is kept for ever');
 end;
 
--- A change of a key adds a row to one of 32 buckets, so that no two writers wait for one row. A bucket's epoch is the sum
--- of its rows. The bucket is the first character of a key's id after krk_ or kdk_, as a digit; 0 if it is none.
+-- A change of a key adds a row to one of 32 buckets, so that no two writers wait for one row. A bucket's epoch is the
+-- sum of its rows. The bucket is the first character of a key's id after krk_ or kdk_, as a digit; 0 if it is none.
 create table {prefix}_epoch (
     id integer not null,
     bucket integer not null,

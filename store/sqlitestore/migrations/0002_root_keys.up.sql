@@ -37,6 +37,23 @@ create table {prefix}_root_key (
 
 create index {prefix}_root_key_rotate_at_idx on {prefix}_root_key (rotate_at) where rotate_at is not null;
 
+create trigger {prefix}_root_key_no_replace
+before insert on {prefix}_root_key
+when exists (select 1 from {prefix}_root_key where private_id = new.private_id)
+    or exists (select 1 from {prefix}_root_key where scope_id = new.scope_id)
+    or exists (select 1 from {prefix}_root_key where rowid = new.rowid)
+begin
+    select raise(abort, '{prefix}_root_key_no_replace: a row that is there is never replaced');
+end;
+
+create trigger {prefix}_root_key_no_replace_update
+before update on {prefix}_root_key
+when old.rowid <> new.rowid
+    or exists (select 1 from {prefix}_root_key where scope_id = new.scope_id and private_id <> old.private_id)
+begin
+    select raise(abort, '{prefix}_root_key_no_replace_update: a row never takes the place of another');
+end;
+
 create trigger {prefix}_root_key_immutable
 before update of private_id, created on {prefix}_root_key
 when old.private_id is not new.private_id or old.created is not new.created
@@ -107,6 +124,25 @@ create table {prefix}_root_key_version (
 );
 
 create unique index {prefix}_root_key_version_one_active on {prefix}_root_key_version (root_key_id) where state = 2;
+
+create trigger {prefix}_root_key_version_no_replace
+before insert on {prefix}_root_key_version
+when exists (select 1 from {prefix}_root_key_version where private_id = new.private_id)
+    or exists (select 1 from {prefix}_root_key_version where root_key_id = new.root_key_id and version = new.version)
+    or exists (select 1 from {prefix}_root_key_version where rowid = new.rowid)
+    or new.state = 2 and exists (select 1 from {prefix}_root_key_version where root_key_id = new.root_key_id and state = 2)
+begin
+    select raise(abort, '{prefix}_root_key_version_no_replace: a row that is there is never replaced');
+end;
+
+create trigger {prefix}_root_key_version_no_replace_update
+before update on {prefix}_root_key_version
+when old.rowid <> new.rowid
+    or new.state = 2 and exists (
+        select 1 from {prefix}_root_key_version where root_key_id = new.root_key_id and state = 2 and private_id <> old.private_id)
+begin
+    select raise(abort, '{prefix}_root_key_version_no_replace_update: a row never takes the place of another');
+end;
 
 create trigger {prefix}_root_key_version_dense
 before insert on {prefix}_root_key_version

@@ -47,6 +47,22 @@ create table {prefix}_data_key (
 
 create index {prefix}_data_key_rotate_at_idx on {prefix}_data_key (rotate_at) where rotate_at is not null;
 
+create trigger {prefix}_data_key_no_replace
+before insert on {prefix}_data_key
+when exists (select 1 from {prefix}_data_key where private_id = new.private_id)
+    or exists (select 1 from {prefix}_data_key where root_key_id = new.root_key_id and purpose = new.purpose)
+    or exists (select 1 from {prefix}_data_key where rowid = new.rowid)
+begin
+    select raise(abort, '{prefix}_data_key_no_replace: a row that is there is never replaced');
+end;
+
+create trigger {prefix}_data_key_no_replace_update
+before update on {prefix}_data_key
+when old.rowid <> new.rowid
+begin
+    select raise(abort, '{prefix}_data_key_no_replace_update: a row never takes the place of another');
+end;
+
 create trigger {prefix}_data_key_immutable
 before update of private_id, root_key_id, purpose, created on {prefix}_data_key
 when old.private_id is not new.private_id or old.root_key_id is not new.root_key_id or old.purpose is not new.purpose or old.created is not new.created
@@ -121,6 +137,25 @@ create table {prefix}_data_key_version (
 create index {prefix}_data_key_version_parent_idx on {prefix}_data_key_version (root_key_version_id);
 
 create unique index {prefix}_data_key_version_one_active on {prefix}_data_key_version (data_key_id) where state = 2;
+
+create trigger {prefix}_data_key_version_no_replace
+before insert on {prefix}_data_key_version
+when exists (select 1 from {prefix}_data_key_version where private_id = new.private_id)
+    or exists (select 1 from {prefix}_data_key_version where data_key_id = new.data_key_id and version = new.version)
+    or exists (select 1 from {prefix}_data_key_version where rowid = new.rowid)
+    or new.state = 2 and exists (select 1 from {prefix}_data_key_version where data_key_id = new.data_key_id and state = 2)
+begin
+    select raise(abort, '{prefix}_data_key_version_no_replace: a row that is there is never replaced');
+end;
+
+create trigger {prefix}_data_key_version_no_replace_update
+before update on {prefix}_data_key_version
+when old.rowid <> new.rowid
+    or new.state = 2 and exists (
+        select 1 from {prefix}_data_key_version where data_key_id = new.data_key_id and state = 2 and private_id <> old.private_id)
+begin
+    select raise(abort, '{prefix}_data_key_version_no_replace_update: a row never takes the place of another');
+end;
 
 create trigger {prefix}_data_key_version_dense
 before insert on {prefix}_data_key_version
