@@ -45,8 +45,8 @@ func (m *Manager) checkRows(ctx context.Context) ([]store.Finding, error) {
 	return findings, checkErr
 }
 
-// checkScope checks the manifests of a scope's keys and unwraps all versions, without displacing what others keep in the
-// cache.
+// checkScope checks the manifests of a scope's keys and unwraps all versions, without displacing what others keep in
+// the cache.
 func (m *Manager) checkScope(ctx context.Context, scope key.Scope) ([]store.Finding, error) {
 	ctx, end, err := m.begin(ctx)
 	if err != nil {

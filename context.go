@@ -27,13 +27,11 @@ func Context(parts ...string) AAD {
 
 // value returns the bytes to authenticate.
 func (a AAD) value() (string, error) {
-	var large *envelope.TooLargeError
-	switch {
-	case a.err == nil:
+	if a.err == nil {
 		return a.text, nil
-	case errors.As(a.err, &large):
-		return "", fmt.Errorf("%w: %w", ErrTooLarge, a.err)
-	default:
-		return "", key.Invalid("context", "", a.err.Error())
 	}
+	if parts, ok := errors.AsType[*envelope.ContextError](a.err); ok {
+		return "", key.Invalid("context", "", parts.Reason)
+	}
+	return "", fmt.Errorf("%w: %w", ErrTooLarge, a.err)
 }

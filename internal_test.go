@@ -159,8 +159,31 @@ func TestWellSignedRowsStillKeepTheRules(t *testing.T) {
 			t.Errorf("%s: got %v, want an IntegrityError", name, err)
 		}
 	}
+	// Due is counted from the newest version, which need not be the head.
 	s := memstore.New()
 	m := innerManager(t, s)
+	r := m.committed()
+	fam, k, err := r.forChange(t.Context(), inner)
+	check(t, err)
+	next, err := m.nextKey(fam, k)
+	check(t, err)
+	check(t, r.addPending(t.Context(), fam, k, next))
+	s.Edit(func(d *memstore.Data) {
+		k := d.Key(inner)
+		k.Versions[1].Created += 1 << 30
+		k.RotateAt += 1 << 30
+	})
+	_, err = m.Seal(t.Context(), inner, nil, AAD{})
+	if _, ok := errors.AsType[*IntegrityError](err); !ok {
+		t.Errorf("newest version made later: seal: got %v, want an IntegrityError", err)
+	}
+	_, err = m.Keys(t.Context(), inner.Scope)
+	if _, ok := errors.AsType[*IntegrityError](err); !ok {
+		t.Errorf("newest version made later: list: got %v, want an IntegrityError", err)
+	}
+
+	s = memstore.New()
+	m = innerManager(t, s)
 	s.Edit(func(d *memstore.Data) {
 		k := d.Key(inner)
 		k.RotateEvery, k.RotateAt = 0, 0

@@ -293,6 +293,10 @@ func TestRolledBackKeyOpensButDoesNotSeal(t *testing.T) {
 	_, err = m.Rewrap(t.Context(), tenant)
 	fails(t, err, keyhold.ErrRolledBack)
 	opens(t, m, ref, ct, keyhold.AAD{}, "x")
+	_, err = m.BlindIndex(t.Context(), key.Ref{Scope: tenant, Purpose: search}, "email", nil, 16)
+	if err != nil {
+		t.Errorf("another key of the scope: %v", err)
+	}
 	// Another key of the scope is not touched by it.
 	sealed(t, m, key.Ref{Scope: tenant, Purpose: session}, "z", keyhold.AAD{})
 }
@@ -351,4 +355,28 @@ func TestRotationMovesTheTimeOfTheNext(t *testing.T) {
 	if at, is := due(); !at.Equal(now.Add(90*24*time.Hour)) || is {
 		t.Errorf("after the rotation due at %v: %v", at, is)
 	}
+}
+
+// No new key is wrapped under a root key that was rolled back.
+func TestRolledBackRootKeyGetsNoNewKeys(t *testing.T) {
+	s := memstore.New()
+	root := newRoot(t)
+	newManager(t, s, root)
+	cfg := config(root)
+	cfg.Purposes = append(cfg.Purposes, "more")
+	must(t, newManager(t, s, root).CreateScope(t.Context(), tenant))
+	m, err := keyhold.New(t.Context(), s, cfg)
+	must(t, err)
+	rootRef := key.Ref{Scope: tenant}
+	var before store.Key
+	s.Edit(func(d *memstore.Data) {
+		before = *d.Key(rootRef)
+		before.Versions = append([]store.Version(nil), before.Versions...)
+	})
+	_, err = m.Rotate(t.Context(), rootRef)
+	must(t, err)
+	_, err = m.Keys(t.Context(), tenant)
+	must(t, err)
+	s.Edit(func(d *memstore.Data) { *d.Key(rootRef) = before })
+	fails(t, m.CreateScope(t.Context(), tenant), keyhold.ErrRolledBack)
 }

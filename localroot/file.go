@@ -106,8 +106,8 @@ func FromEnv(name string) (*Root, error) {
 }
 
 // Generate makes a new local root and writes its line to a new file that only its owner can read. When it returns, the
-// file will be there after a crash too. A file that exists already is never touched: the error is then [os.ErrExist].
-// After any other error there is no file.
+// file will be there after a crash too; for that, the folder has to be one that this user can read. A file that exists
+// already is never touched: the error is then [os.ErrExist]. After any other error there is no file.
 func Generate(path string) (*Root, error) {
 	b := make([]byte, 0, lineBytes)
 	defer func() { clear(b[:cap(b)]) }()
@@ -116,13 +116,20 @@ func Generate(path string) (*Root, error) {
 	sum := checksum(keyID.Reveal(), k.Reveal())
 	b = append(append(append(b, keyID.Reveal()...), k.Reveal()...), sum[:]...)
 
-	if err := write(path, linePrefix+key.Base32(b)+"\n"); err != nil {
+	if err := write(path, linePrefix+key.Base32(b)+"\n", (*os.File).Sync); err != nil {
 		return nil, fmt.Errorf("write local root: %w", err)
 	}
 	return newRoot(keyID.Reveal(), k), nil
 }
 
-func write(path, text string) (err error) {
+// write makes the file, and has sync make its content and then its name in the folder durable.
+func write(path, text string, sync func(*os.File) error) (err error) {
+	// Before the file is made: a folder that cannot be read cannot be synchronized.
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return fmt.Errorf("open its folder: %w", err)
+	}
+	defer dir.Close()
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
@@ -134,7 +141,7 @@ func write(path, text string) (err error) {
 	}()
 	_, err = f.WriteString(text)
 	if err == nil {
-		err = f.Sync()
+		err = sync(f)
 	}
 	if closed := f.Close(); err == nil {
 		err = closed
@@ -142,15 +149,5 @@ func write(path, text string) (err error) {
 	if err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(path))
-}
-
-// syncDir makes the names in a folder durable.
-func syncDir(path string) error {
-	dir, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
+	return sync(dir)
 }

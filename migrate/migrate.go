@@ -37,7 +37,8 @@ const (
 // Options says how migrations are rendered. The zero value is the defaults.
 type Options struct {
 	// Prefix begins the name of every table, constraint, index and trigger: a lower-case letter, then lower-case
-	// letters, digits and underscores, at most [MaxPrefixLen]. Empty is [DefaultPrefix].
+	// letters, digits and underscores, at most [MaxPrefixLen]. It does not begin as the databases' own names do, with
+	// "sqlite" or "pg_". Empty is [DefaultPrefix].
 	Prefix string
 
 	ScopeType ScopeType
@@ -93,6 +94,9 @@ func (o Options) Checked() (Options, error) {
 		return o, &OptionError{"prefix", o.Prefix, "it has to be a lower-case letter and then lower-case letters, digits, underscores"}
 	case len(o.Prefix) > MaxPrefixLen:
 		return o, &OptionError{"prefix", o.Prefix, fmt.Sprintf("it has more than %d characters", MaxPrefixLen)}
+	// An underscore follows it in every name.
+	case strings.HasPrefix(o.Prefix, "sqlite") || strings.HasPrefix(o.Prefix+"_", "pg_"):
+		return o, &OptionError{"prefix", o.Prefix, "names that begin with sqlite or pg_ are the database's own"}
 	case o.ScopeType != Text && o.ScopeType != UUID && o.ScopeType != BigInt:
 		return o, &OptionError{"scope type", string(o.ScopeType), "it has to be text, uuid or bigint"}
 	case (o.ScopeTable == "") != (o.ScopeColumn == ""):

@@ -76,6 +76,10 @@ func TestOptionsThatCannotBeUsed(t *testing.T) {
 		"prefix with a digit first":    {Prefix: "1a"},
 		"prefix in upper case":         {Prefix: "A"},
 		"prefix that is too long":      {Prefix: strings.Repeat("a", MaxPrefixLen+1)},
+		"prefix of SQLite's own":       {Prefix: "sqlite"},
+		"prefix that begins like it":   {Prefix: "sqlite_x"},
+		"prefix of PostgreSQL's own":   {Prefix: "pg"},
+		"another one of PostgreSQL's":  {Prefix: "pg_x"},
 		"scope type nobody knows":      {ScopeType: "blob"},
 		"scope type the source lacks":  {ScopeType: UUID},
 		"scope column alone":           {ScopeColumn: "id"},
@@ -100,6 +104,14 @@ func TestSourcesThatAreNoMigrations(t *testing.T) {
 	} {
 		if _, err := FS(Source{Files: files, Scope: source.Scope}, Options{}); err == nil {
 			t.Errorf("%s was rendered", name)
+		}
+	}
+}
+
+func TestPrefixesThatOnlyResembleTheDatabasesOwnCanBeUsed(t *testing.T) {
+	for _, prefix := range []string{"pgx", "p", "sql", "my_sqlite", "a_pg_"} {
+		if o, err := (Options{Prefix: prefix}).Checked(); err != nil || o.Prefix != prefix {
+			t.Errorf("%s: %q, %v", prefix, o.Prefix, err)
 		}
 	}
 }

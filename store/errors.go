@@ -26,6 +26,9 @@ var (
 	ErrUnknownOutcome = errors.New("outcome of the commit unknown")
 )
 
+// NoVersion is [SchemaError.Foreign] of tables that say no version at all.
+const NoVersion = "none"
+
 // SchemaError says that the tables are not those that this program works with.
 type SchemaError struct {
 	Prefix  string // of the tables
@@ -36,6 +39,8 @@ type SchemaError struct {
 
 func (e *SchemaError) Error() string {
 	switch {
+	case e.Foreign == NoVersion:
+		return fmt.Sprintf("there are tables %s_* that are not keyhold's, or not all of them: choose another prefix", e.Prefix)
 	case e.Foreign != "":
 		return fmt.Sprintf("the tables %s_* belong to another system (its schema version is %s): choose another prefix", e.Prefix, e.Foreign)
 	case e.Have == 0:

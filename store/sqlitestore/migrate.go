@@ -67,9 +67,6 @@ func (t *tables) schemaError(have int) error {
 	return &store.SchemaError{Prefix: t.options.Prefix, Have: have, Want: store.SchemaVersion}
 }
 
-// noVersion stands for the schema version of tables that have one of our names and say none.
-const noVersion = "none"
-
 // schemaVersion is 0 if there are no tables. Tables of another system are a [*store.SchemaError].
 func (t *tables) schemaVersion(ctx context.Context, c queryer) (int, error) {
 	foreign := func(version string) error {
@@ -81,7 +78,7 @@ func (t *tables) schemaVersion(ctx context.Context, c queryer) (int, error) {
 	case err != nil:
 		return 0, err
 	case said == 0 && all > 0:
-		return 0, foreign(noVersion)
+		return 0, foreign(store.NoVersion)
 	case said == 0:
 		return 0, nil
 	}
@@ -94,7 +91,7 @@ func (t *tables) schemaVersion(ctx context.Context, c queryer) (int, error) {
 			return 0, err
 		}
 		if !own {
-			return 0, foreign(noVersion)
+			return 0, foreign(store.NoVersion)
 		}
 		return 0, nil
 	}

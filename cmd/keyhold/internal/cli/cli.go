@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"keyhold.example/keyhold"
+	"keyhold.example/keyhold/migrate"
 )
 
 // Exit codes. They are a promise to scripts.
@@ -37,8 +38,10 @@ Where things are: --db, --root and --pin, or else the environment's KEYHOLD_DB, 
 separated by commas). A database is sqlite:PATH. A root is file:PATH or env:NAME, an environment variable that holds the
 root's line. Only init, migrate up and demo make a database file that is not there.
 
-What comes where: data on standard output, words on standard error. With --json both are JSON; an error is then one line
-{"error":{"code":"not_found","message":"...","hint":"..."}} on standard error.
+What comes where: data on standard output, words on standard error. With --json a result is one value, or an array with one
+element on each line, and there are no words; an error is one line on standard error,
+{"error":{"code":"not_found","message":"...","hint":"..."}}, after whatever was printed of the result. What seal, open and
+help print stays as it is. Standard input or output that is closed counts as /dev/null: empty, and lost.
 
 Exit codes: 0 done; 1 failed; 2 wrong use; 3 done, and found something (status, doctor, migrate status).`
 
@@ -77,6 +80,7 @@ func (a *app) command() *cobra.Command {
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
+		PersistentPreRunE: func(*cobra.Command, []string) error { return a.checkFlags() },
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError(err.Error(), cmd.CommandPath()+" --help lists the flags")
@@ -85,16 +89,44 @@ func (a *app) command() *cobra.Command {
 	flags.StringVar(&a.db, "db", "", "the database, sqlite:PATH (or KEYHOLD_DB)")
 	flags.StringVar(&a.root, "root", "", "the external root, file:PATH or env:NAME (or KEYHOLD_ROOT)")
 	flags.StringArrayVar(&a.pins, "pin", nil, "a pin that the installation may have, as init printed it; can be repeated (or KEYHOLD_PIN)")
-	flags.StringVar(&a.prefix, "prefix", "kms", "what the names of the tables begin with")
+	flags.StringVar(&a.prefix, "prefix", migrate.DefaultPrefix, "what the names of the tables begin with")
 	flags.DurationVar(&a.timeout, "timeout", keyhold.DefaultTimeout,
-		"how long one call to the database or the root may take; negative is for ever")
+		"how long one call to the database or the root may take; negative is for ever, 0 is refused")
 	flags.BoolVar(&a.json, "json", false, "print JSON")
 
+	root.SetHelpCommand(helpCommand())
 	root.AddCommand(
 		a.demoCommand(), a.rootCommand(), a.initCommand(), a.scopeCommand(), a.keyCommand(), a.sealCommand(), a.openCommand(),
 		a.statusCommand(), a.doctorCommand(), a.migrateCommand(), a.versionCommand(),
 	)
 	return root
+}
+
+// checkFlags checks those flags that all commands have and whose zero value would mean something else than it says.
+func (a *app) checkFlags() error {
+	switch {
+	case a.prefix == "":
+		return usageError("--prefix is empty", "leave it out for the default, "+migrate.DefaultPrefix)
+	case a.timeout == 0:
+		return usageError("--timeout 0 leaves no time for anything", "give a time such as 30s, or a negative one for no limit")
+	}
+	return nil
+}
+
+// helpCommand is cobra's, but a command that is not there is wrong use.
+func helpCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [COMMAND]",
+		Short: "Say how a command is used",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			about, rest, err := cmd.Root().Find(args)
+			if err != nil || len(rest) > 0 {
+				return usageError("there is no command "+quote(strings.Join(args, " ")), "keyhold help lists the commands")
+			}
+			about.InitDefaultHelpFlag()
+			return about.Help()
+		},
+	}
 }
 
 // group is a command that only holds others.

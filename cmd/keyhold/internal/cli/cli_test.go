@@ -3,11 +3,15 @@ package cli
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"iter"
+	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -16,6 +20,7 @@ import (
 	"keyhold.example/keyhold"
 	"keyhold.example/keyhold/envelope"
 	"keyhold.example/keyhold/key"
+	"keyhold.example/keyhold/store"
 )
 
 // installation makes a root, an installation, and a scope "s" with the purpose "p", and returns the flags for it.
@@ -179,9 +184,9 @@ func TestStatusCountsWhatNeedsAttention(t *testing.T) {
 		DataKeys: statusListed, Due: statusListed, Behind: statusListed, Pending: statusListed,
 		Versions: map[string]int{"destroyed": statusListed, "active": statusListed, "pending": statusListed},
 		Attention: []attention{
-			{"s", "p", "the rotation to version 3 was begun and not ended: rotate it again"},
-			{"s", "p", "1 version is behind: rewrap the scope"},
-			{"s", "p", "due since " + timeText(due) + ": rotate it"},
+			{"s", "data", "p", "the rotation to version 3 was begun and not ended: rotate it again"},
+			{"s", "data", "p", "1 version is behind: rewrap the scope"},
+			{"s", "data", "p", "due since " + timeText(due) + ": rotate it"},
 		},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -215,6 +220,14 @@ func TestEveryErrorThatACallerCanDecideOnIsOneSentence(t *testing.T) {
 			errors.Join(&keyhold.IntegrityError{Subject: "the key", Reason: "it differs"}, errors.New("another")),
 			"integrity", "the key is not as keyhold stored it: it differs",
 		},
+		{
+			&brokenError{&keyhold.IntegrityError{Subject: "the key", Reason: "it differs"}, 2},
+			"integrity", "the key is not as keyhold stored it: it differs; so is it with keys of 2 more scopes",
+		},
+		{
+			wrapped(store.ErrUnknownOutcome),
+			"unknown_outcome", "the database was lost at the commit: what was asked was done, or not",
+		},
 		{errors.New("one line\nand another"), "failed", "one line"},
 	} {
 		t.Setenv("KEYHOLD_DB", "")
@@ -226,6 +239,164 @@ func TestEveryErrorThatACallerCanDecideOnIsOneSentence(t *testing.T) {
 	}
 }
 
+func TestAnInvalidContextIsSaidWithoutAValue(t *testing.T) {
+	a := &app{}
+	p := a.explain(t.Context(), key.Invalid("context", "", "it has 300 parts, the limit is 255"))
+	if p.exit != exitUsage || p.Message != "invalid context: it has 300 parts, the limit is 255" {
+		t.Errorf("exit code %d, %q", p.exit, p.Message)
+	}
+}
+
+// scopes are the given ones, and then an error if it is not nil.
+func scopes(end error, names ...keyhold.Scope) iter.Seq2[keyhold.Scope, error] {
+	return func(yield func(keyhold.Scope, error) bool) {
+		for _, name := range names {
+			if !yield(name, nil) {
+				return
+			}
+		}
+		if end != nil {
+			yield("", end)
+		}
+	}
+}
+
+func TestEachScopeGoesOnAfterABrokenScopeAndStopsAtAnyOtherError(t *testing.T) {
+	away := fmt.Errorf("read: %w", keyhold.ErrUnavailable)
+	gone := fmt.Errorf("scope: %w", keyhold.ErrNotFound)
+	broken := func(subject string) error {
+		return fmt.Errorf("read: %w", &keyhold.IntegrityError{Subject: subject, Reason: "it differs"})
+	}
+	first := broken("first")
+	for _, test := range []struct {
+		name    string
+		errs    map[keyhold.Scope]error
+		end     error
+		visited string
+		want    error
+		more    int
+	}{
+		{"nothing is wrong", nil, nil, "abcd", nil, 0},
+		{"one is gone", map[keyhold.Scope]error{"b": gone}, nil, "abcd", nil, 0},
+		{"one is broken", map[keyhold.Scope]error{"b": first}, nil, "abcd", first, 0},
+		{"three are broken", map[keyhold.Scope]error{"a": first, "b": broken("b"), "d": broken("d")}, nil, "abcd", first, 2},
+		{"the database goes away", map[keyhold.Scope]error{"b": away}, nil, "ab", away, 0},
+		{"it goes away after one was broken", map[keyhold.Scope]error{"a": first, "c": away}, nil, "abc", away, 0},
+		{"it goes away in a broken scope", map[keyhold.Scope]error{"b": errors.Join(first, away)}, nil, "ab", away, 0},
+		{"it goes away between two pages", nil, away, "abcd", away, 0},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			visited := ""
+			err := eachScope(scopes(test.end, "a", "b", "c", "d"), func(scope keyhold.Scope) error {
+				visited += string(scope)
+				return test.errs[scope]
+			})
+			more := 0
+			if several := (*brokenError)(nil); errors.As(err, &several) {
+				more = several.more
+			}
+			if !errors.Is(err, test.want) || visited != test.visited || more != test.more {
+				t.Errorf("visited %s, %d more broken, error %v; want %s, %d, %v", visited, more, err, test.visited, test.more, test.want)
+			}
+		})
+	}
+}
+
+// flushes is what is written, write by write.
+type flushes []string
+
+func (f *flushes) Write(p []byte) (int, error) {
+	*f = append(*f, string(p))
+	return len(p), nil
+}
+
+func TestATableIsPrintedInPartsAndInWholeWhateverEndsIt(t *testing.T) {
+	const rows = 2*streamPart + 1
+	for name, failure := range map[string]error{"all of it": nil, "until an error": errors.New("it ends here")} {
+		t.Run(name, func(t *testing.T) {
+			var out flushes
+			list := (&app{out: &out}).newStream("NUMBER\tAGAIN")
+			for i := range rows {
+				if err := list.add(i, func(w io.Writer) { line(w, i, i) }); err != nil {
+					t.Fatal(err)
+				}
+				if printed := strings.Count(strings.Join(out, ""), "\n"); i+1 == streamPart && printed != streamPart+1 {
+					t.Errorf("after %d rows, %d lines are printed", i+1, printed)
+				}
+			}
+			if err := list.end(failure); !errors.Is(err, failure) {
+				t.Errorf("ends with %v", err)
+			}
+			if printed := strings.Count(strings.Join(out, ""), "\n"); printed != rows+1 {
+				t.Errorf("%d lines are printed", printed)
+			}
+		})
+	}
+}
+
+func TestAnArrayIsClosedWhateverEndsIt(t *testing.T) {
+	failure := errors.New("it ends here")
+	for _, test := range []struct {
+		n    int
+		err  error
+		want string
+	}{
+		{0, nil, "[]\n"}, {0, failure, ""}, {2, nil, "[\n0,\n1\n]\n"}, {2, failure, "[\n0,\n1\n]\n"},
+	} {
+		var out bytes.Buffer
+		list := (&app{out: &out, json: true}).newStream("")
+		for i := range test.n {
+			if err := list.add(i, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := list.end(test.err); !errors.Is(err, test.err) || out.String() != test.want {
+			t.Errorf("%d elements and %v: %v, %q", test.n, test.err, err, &out)
+		}
+	}
+}
+
+func TestOfManyThatInitializeAtOnceOneSaysThatItDid(t *testing.T) {
+	dir := t.TempDir()
+	root := filepath.Join(dir, "root.key")
+	if code := Main(t.Context(), []string{"root", "keygen", root}, nil, io.Discard, io.Discard); code != exitDone {
+		t.Fatal(code)
+	}
+	var results [8]struct {
+		code   int
+		stdout bytes.Buffer
+		stderr bytes.Buffer
+	}
+	var all sync.WaitGroup
+	for i := range results {
+		r := &results[i]
+		all.Go(func() {
+			args := []string{"init", "--json", "--db", "sqlite:" + filepath.Join(dir, "keys.db"), "--root", "file:" + root}
+			r.code = Main(t.Context(), args, nil, &r.stdout, &r.stderr)
+		})
+	}
+	all.Wait()
+	made := 0
+	pins := map[string]bool{}
+	for i := range results {
+		r := &results[i]
+		var said struct {
+			Created bool
+			Pin     string
+		}
+		if err := json.Unmarshal(r.stdout.Bytes(), &said); err != nil || r.code != exitDone {
+			t.Errorf("exit code %d, %v: %s", r.code, err, &r.stderr)
+		}
+		if said.Created {
+			made++
+		}
+		pins[said.Pin] = true
+	}
+	if made != 1 || len(pins) != 1 {
+		t.Errorf("%d say that they made it; pins %v", made, pins)
+	}
+}
+
 func TestShellQuoteKeepsAWordOneWord(t *testing.T) {
 	for word, want := range map[string]string{
 		"org_42": "org_42", "": "''", "a b": "'a b'", "it's": `'it'\''s'`, "$(x)": "'$(x)'", "Zoë": "'Zoë'",
@@ -233,5 +404,21 @@ func TestShellQuoteKeepsAWordOneWord(t *testing.T) {
 		if got := shellQuote(word); got != want {
 			t.Errorf("%q: %s, not %s", word, got, want)
 		}
+	}
+}
+
+func TestHowThisProgramIsRunAgainIsSomethingThatIsThere(t *testing.T) {
+	// A test is run from a folder of the build, as "go run" runs a program.
+	if got := programName(); got != "keyhold" {
+		t.Errorf("where there is no source: %s", got)
+	}
+	dir := t.TempDir()
+	main := filepath.Join(dir, "cmd", "keyhold", "main.go")
+	if err := errors.Join(os.MkdirAll(filepath.Dir(main), 0o700), os.WriteFile(main, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	t.Chdir(dir)
+	if got := programName(); got != "go run ./cmd/keyhold" {
+		t.Errorf("where its source is: %s", got)
 	}
 }

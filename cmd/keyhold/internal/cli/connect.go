@@ -4,12 +4,14 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 
 	wrapping "github.com/hashicorp/go-kms-wrapping/v2"
+	"github.com/spf13/cobra"
 
 	"keyhold.example/keyhold"
 	"keyhold.example/keyhold/key"
@@ -38,14 +40,38 @@ func databasePath(address string) (string, error) {
 	return path, nil
 }
 
+// tableFlags are the flags that say how new tables are made. Nothing of it can be changed later.
+type tableFlags struct {
+	scopeType               string
+	scopeTable, scopeColumn string
+}
+
+func (f *tableFlags) add(c *cobra.Command) {
+	c.Flags().StringVar(&f.scopeType, "scope-type", "", "type of the scope's id in new tables: text, uuid or bigint (default text)")
+	c.Flags().StringVar(&f.scopeTable, "scope-table", "",
+		"the application's table of scopes, which new tables get a foreign key to: deleting a scope there deletes its keys; "+
+			"on SQLite this cannot be added later; the table has to be there when keys are created")
+	c.Flags().StringVar(&f.scopeColumn, "scope-column", "", "the column of --scope-table with the scope's id")
+}
+
+func (f *tableFlags) options(prefix string) (migrate.Options, error) {
+	if (f.scopeTable == "") != (f.scopeColumn == "") {
+		return migrate.Options{}, usageError("--scope-table and --scope-column have to be given together", "")
+	}
+	return migrate.Options{
+		Prefix: prefix, ScopeType: migrate.ScopeType(f.scopeType), ScopeTable: f.scopeTable, ScopeColumn: f.scopeColumn,
+	}.Checked()
+}
+
 // openStore opens the database, and makes its file first if create is set and it is not there.
-func (a *app) openStore(ctx context.Context, scopeType migrate.ScopeType, create bool) (*sqlitestore.Store, error) {
+func (a *app) openStore(ctx context.Context, tables tableFlags, create bool) (*sqlitestore.Store, error) {
 	path, err := databasePath(setting(a.db, "KEYHOLD_DB"))
 	if err != nil {
 		return nil, err
 	}
 	// Before the file is made.
-	if _, err := (migrate.Options{Prefix: a.prefix, ScopeType: scopeType}).Checked(); err != nil {
+	options, err := tables.options(a.prefix)
+	if err != nil {
 		return nil, err
 	}
 	if create {
@@ -53,26 +79,29 @@ func (a *app) openStore(ctx context.Context, scopeType migrate.ScopeType, create
 			return nil, failed("no_database", "there is no folder "+filepath.Dir(path)+" to make the database in", "")
 		}
 	}
-	config := sqlitestore.Config{Prefix: a.prefix, ScopeType: scopeType}
+	config := sqlitestore.Config{
+		Prefix: a.prefix, ScopeType: options.ScopeType, ScopeTable: options.ScopeTable, ScopeColumn: options.ScopeColumn,
+	}
 	open := config.Open
 	if create {
 		open = config.Create
 	}
 	s, err := open(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, failed("no_database", "there is no database "+path, "keyhold init makes one")
+		hint := "keyhold init makes one"
+		if len(a.allPins()) > 0 {
+			hint = "look at its path; keyhold init makes one only where no pin is given, by --pin or KEYHOLD_PIN"
+		}
+		return nil, failed("no_database", "there is no database "+path, hint)
 	}
 	if err != nil {
 		return nil, err
 	}
-	have, err := scopeTypeOf(ctx, s, a.prefix)
-	if err == nil && have != "" && scopeType != "" && have != scopeType {
-		err = usageError("the tables "+a.prefix+"_* have scopes of type "+string(have)+", which cannot be changed", "leave out --scope-type")
-	}
-	if err != nil || have == "" || have == scopeType {
-		if err != nil {
-			return nil, errors.Join(err, s.Close())
-		}
+	have, err := a.checkTables(ctx, s, tables)
+	switch {
+	case err != nil:
+		return nil, errors.Join(err, s.Close())
+	case have == "" || have == options.ScopeType:
 		return s, nil
 	}
 	if err := s.Close(); err != nil {
@@ -80,6 +109,32 @@ func (a *app) openStore(ctx context.Context, scopeType migrate.ScopeType, create
 	}
 	config.ScopeType = have
 	return config.Open(path)
+}
+
+// checkTables returns the type that the tables have for scopes, empty where there are none, and refuses flags that
+// tables which are there already do not fit.
+func (a *app) checkTables(ctx context.Context, s *sqlitestore.Store, given tableFlags) (migrate.ScopeType, error) {
+	have, err := scopeTypeOf(ctx, s, a.prefix)
+	if err != nil || have == "" {
+		return "", err
+	}
+	if given.scopeType != "" && string(have) != given.scopeType {
+		return "", usageError("the tables "+a.prefix+"_* have scopes of type "+string(have)+", which cannot be changed", "leave out --scope-type")
+	}
+	if given.scopeTable != "" {
+		refers := false
+		err := s.DB().QueryRowContext(ctx, `select exists (select 1 from pragma_foreign_key_list(?)
+			where "from" = 'scope_id' and lower("table") = lower(?) and lower("to") = lower(?))`,
+			a.prefix+"_root_key", given.scopeTable, given.scopeColumn).Scan(&refers)
+		if err != nil {
+			return "", err
+		}
+		if !refers {
+			return "", usageError(fmt.Sprintf("the tables %s_* have no foreign key to %s (%s), and none can be added",
+				a.prefix, given.scopeTable, given.scopeColumn), "leave out --scope-table and --scope-column, or make new tables with another --prefix")
+		}
+	}
+	return have, nil
 }
 
 // scopeTypeOf reads from the tables which type they have for scopes, so that nobody has to say it again. It is
@@ -170,7 +225,7 @@ func (a *app) open(ctx context.Context, config keyhold.Config) (*session, error)
 	if err != nil {
 		return nil, err
 	}
-	s, err := a.openStore(ctx, "", false)
+	s, err := a.openStore(ctx, tableFlags{}, false)
 	if err != nil {
 		return nil, err
 	}
@@ -219,4 +274,13 @@ func shellQuote(s string) string {
 		return s
 	}
 	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
+
+// argument is a word as an argument of a command that is to be copied into a shell: one that begins as a flag does
+// stands after "--", and so has to be the last.
+func argument(s string) string {
+	if strings.HasPrefix(s, "-") {
+		return "-- " + shellQuote(s)
+	}
+	return shellQuote(s)
 }

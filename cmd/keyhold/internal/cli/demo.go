@@ -14,6 +14,7 @@ import (
 	"golang.org/x/term"
 
 	"keyhold.example/keyhold/cmd/keyhold/internal/demo"
+	"keyhold.example/keyhold/migrate"
 )
 
 // slow is how long something takes before a progress bar is shown for it.
@@ -67,6 +68,11 @@ func (a *app) runDemo(cmd *cobra.Command, args []string, f *demoFlags) error {
 	if err != nil {
 		return err
 	}
+	// What may be said of the database is about this one, whatever the environment names.
+	a.db = "sqlite:" + database
+	if database == "" {
+		a.db += filepath.Join(dir, demo.File)
+	}
 	account, err := demo.Run(cmd.Context(), demo.Config{
 		Dir: dir, Database: database, Timeout: a.timeout, Data: data, Progress: a.progress(), Step: a.demoStep(data),
 	})
@@ -98,6 +104,8 @@ func (a *app) runDemo(cmd *cobra.Command, args []string, f *demoFlags) error {
 func demoData(args []string, f *demoFlags) (*demo.Table, error) {
 	given := f.scopeColumn != "" || f.sealColumn != ""
 	switch {
+	case f.scopeColumn != "" && f.scopeColumn == f.sealColumn:
+		return nil, usageError("--scope-column and --seal-column are the same", "the tenant's name stays readable, as rows are found by it")
 	case len(args) == 0 && given:
 		return nil, usageError("--scope-column and --seal-column are columns of a FILE.csv, and none is given", "")
 	case len(args) == 0:
@@ -113,6 +121,9 @@ func demoData(args []string, f *demoFlags) (*demo.Table, error) {
 		return nil, failed("input", "cannot read "+args[0]+": "+pathReason(err), "")
 	}
 	defer file.Close()
+	if info, err := file.Stat(); err == nil && info.IsDir() {
+		return nil, failed("input", args[0]+" is a folder, not a CSV file", "")
+	}
 	data, err := demo.Read(file, args[0], f.scopeColumn, f.sealColumn)
 	if err != nil {
 		return nil, failed("input", err.Error(), "")
@@ -190,23 +201,32 @@ func (a *app) progress() func(what string, parts int) func() {
 
 // exploring is commands to go on with, complete with their flags.
 func exploring(account *demo.Account) []string {
-	program := "keyhold"
-	// Of "go run" nothing is left that could be run again.
-	if path, err := os.Executable(); err == nil {
-		if strings.Contains(path, "go-build") {
-			program = "go run ./cmd/keyhold"
-		} else if filepath.Base(os.Args[0]) != os.Args[0] {
-			program = shellQuote(os.Args[0])
-		}
-	}
-	flags := " --db " + shellQuote("sqlite:"+account.Database) + " --root " + shellQuote("file:"+account.Root)
-	if account.Prefix != "kms" {
+	program := programName()
+	// The pin too, as the environment may have that of another installation.
+	flags := " --db " + shellQuote("sqlite:"+account.Database) + " --root " + shellQuote("file:"+account.Root) + " --pin " + account.Pin
+	if account.Prefix != migrate.DefaultPrefix {
 		flags += " --prefix " + account.Prefix
 	}
-	scope := shellQuote(account.Example)
 	return []string{
 		program + " status" + flags,
-		program + " key list " + scope + flags,
-		"echo hello | " + program + " seal --scope " + scope + " --purpose " + string(demo.Purpose) + flags + " | " + program + " open" + flags,
+		program + " key list" + flags + " " + argument(account.Example),
+		"echo hello | " + program + " seal --scope " + shellQuote(account.Example) + " --purpose " + string(demo.Purpose) + flags +
+			" | " + program + " open" + flags,
 	}
+}
+
+// programName is how this program can be run again.
+func programName() string {
+	path, err := os.Executable()
+	if err == nil && strings.Contains(path, "go-build") {
+		// Of "go run" nothing is left that could be.
+		if _, err := os.Stat(filepath.Join("cmd", "keyhold", "main.go")); err == nil {
+			return "go run ./cmd/keyhold"
+		}
+		return "keyhold"
+	}
+	if filepath.Base(os.Args[0]) != os.Args[0] {
+		return shellQuote(os.Args[0])
+	}
+	return "keyhold"
 }

@@ -35,7 +35,7 @@ changes nothing. The exit code is 3 if there is any.`,
 					return err
 				}
 			}
-			if err := list.end(); err != nil {
+			if err := list.end(nil); err != nil {
 				return err
 			}
 			if len(findings) > 0 {
@@ -53,8 +53,8 @@ func (a *app) examine(cmd *cobra.Command) ([]store.Finding, error) {
 	ctx := cmd.Context()
 	s, err := a.open(ctx, keyhold.Config{})
 	if broken := (*keyhold.IntegrityError)(nil); errors.As(err, &broken) {
-		findings := []store.Finding{{Subject: "installation", Problem: broken.Error()}}
-		rows, err := a.openStore(ctx, "", false)
+		findings := []store.Finding{{Subject: "installation", Problem: broken.Reason}}
+		rows, err := a.openStore(ctx, tableFlags{}, false)
 		if err != nil {
 			return nil, err
 		}

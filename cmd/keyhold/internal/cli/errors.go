@@ -6,10 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"strings"
 
 	"keyhold.example/keyhold"
-	"keyhold.example/keyhold/envelope"
 	"keyhold.example/keyhold/localroot"
 	"keyhold.example/keyhold/migrate"
 	"keyhold.example/keyhold/store"
@@ -65,7 +65,6 @@ func (a *app) explain(ctx context.Context, err error) *problem {
 		said      *problem
 		invalid   *keyhold.InvalidError
 		option    *migrate.OptionError
-		parts     *envelope.ContextError
 		schema    *keyhold.SchemaError
 		integrity *keyhold.IntegrityError
 	)
@@ -78,11 +77,13 @@ func (a *app) explain(ctx context.Context, err error) *problem {
 	case ctx.Err() != nil:
 		return fail("interrupted", "interrupted", "")
 	case errors.As(err, &invalid):
-		return &problem{Code: "invalid", Message: invalid.Error(), exit: exitUsage}
+		message := invalid.Error()
+		if invalid.What == "context" {
+			message = "invalid context: " + invalid.Reason // there is no value to show, as it is of many parts
+		}
+		return &problem{Code: "invalid", Message: message, exit: exitUsage}
 	case errors.As(err, &option):
 		return &problem{Code: "invalid", Message: option.Error(), exit: exitUsage}
-	case errors.As(err, &parts):
-		return &problem{Code: "invalid", Message: parts.Error(), exit: exitUsage}
 	case errors.As(err, &schema):
 		return fail("schema", schema.Error(), "")
 	case errors.Is(err, keyhold.ErrNotInitialized):
@@ -90,7 +91,11 @@ func (a *app) explain(ctx context.Context, err error) *problem {
 	case errors.Is(err, keyhold.ErrPin):
 		return fail("pin", err.Error(), "another database, or one that was replaced: compare with the pin that keyhold init printed for yours")
 	case errors.As(err, &integrity):
-		return fail("integrity", integrity.Error(), "keyhold doctor looks at everything")
+		message := integrity.Error()
+		if broken := (*brokenError)(nil); errors.As(err, &broken) {
+			message += "; so is it with keys of " + plural(broken.more, "more scope", "more scopes")
+		}
+		return fail("integrity", message, "keyhold doctor looks at everything")
 	case errors.Is(err, keyhold.ErrOpen):
 		return fail("open", "the ciphertext does not open here: it is damaged or cut off, or of another scope, purpose, context or installation",
 			"--scope, --purpose and --context have to be those that it was sealed with")
@@ -109,7 +114,7 @@ func (a *app) explain(ctx context.Context, err error) *problem {
 		return fail("unknown_outcome", "the database was lost at the commit: what was asked was done, or not",
 			"look, and repeat it if it was not")
 	case errors.Is(err, keyhold.ErrUnavailable):
-		return fail("unavailable", "cannot use "+a.where()+": "+reason(err), "")
+		return fail("unavailable", "cannot use "+a.where()+": "+a.reason(err), "")
 	case errors.Is(err, context.DeadlineExceeded):
 		return fail("timeout", fmt.Sprintf("no answer within %v", a.timeout), "--timeout allows more")
 	case errors.Is(err, keyhold.ErrNotFound):
@@ -159,8 +164,23 @@ func sentence(err, sentinel error) string {
 	return before
 }
 
-// reason is what a store says after [store.ErrUnavailable], without the words of the driver.
-func reason(err error) string {
+// reason is what a store says after [store.ErrUnavailable]. Where the file cannot be opened, the system says best why.
+func (a *app) reason(err error) string {
+	said := storeReason(err)
+	path, pathErr := databasePath(setting(a.db, "KEYHOLD_DB"))
+	if pathErr != nil || said != "the file cannot be opened" {
+		return said
+	}
+	file, openErr := os.Open(path) // nothing holds a lock on it any more, which closing it would release
+	if openErr != nil {
+		return pathReason(openErr)
+	}
+	_ = file.Close()
+	return said
+}
+
+// storeReason is what a store says after [store.ErrUnavailable], without the words of the driver.
+func storeReason(err error) string {
 	text := firstLine(err)
 	unavailable := store.ErrUnavailable.Error()
 	if _, after, found := strings.Cut(text, unavailable+": "); found {

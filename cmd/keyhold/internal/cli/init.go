@@ -1,16 +1,13 @@
 package cli
 
 import (
-	"errors"
-
 	"github.com/spf13/cobra"
 
 	"keyhold.example/keyhold"
-	"keyhold.example/keyhold/migrate"
 )
 
 func (a *app) initCommand() *cobra.Command {
-	var scopeType string
+	var tables tableFlags
 	c := &cobra.Command{
 		Use:   "init",
 		Short: "Make tables, installation key and first root slot; print the pin",
@@ -18,35 +15,26 @@ func (a *app) initCommand() *cobra.Command {
 root seals. It prints the installation's pin. Where there is an installation already, it changes nothing, prints the same
 pin, and the exit code is 0 too. With a pin given it makes nothing.`,
 		Args: args(),
-		RunE: func(cmd *cobra.Command, _ []string) error { return a.runInit(cmd, scopeType) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.runInit(cmd, tables) },
 	}
-	scopeTypeFlag(c, &scopeType)
+	tables.add(c)
 	return c
 }
 
-func scopeTypeFlag(c *cobra.Command, scopeType *string) {
-	c.Flags().StringVar(scopeType, "scope-type", "", "type of the scope's id in new tables: text, uuid or bigint (default text)")
-}
-
-func (a *app) runInit(cmd *cobra.Command, scopeType string) error {
+func (a *app) runInit(cmd *cobra.Command, tables tableFlags) error {
 	ctx := cmd.Context()
 	root, given, err := a.openRoot()
 	if err != nil {
 		return err
 	}
 	// With a pin, the installation is expected to be there.
-	s, err := a.openStore(ctx, migrate.ScopeType(scopeType), len(a.allPins()) == 0)
+	s, err := a.openStore(ctx, tables, len(a.allPins()) == 0)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = s.Close() }()
 
-	created := false
-	m, err := a.manager(ctx, s, keyhold.Config{Root: root}, given)
-	if errors.Is(err, keyhold.ErrNotInitialized) {
-		created = true
-		m, err = a.manager(ctx, s, keyhold.Config{Root: root, Initialize: true}, given)
-	}
+	m, err := a.manager(ctx, s, keyhold.Config{Root: root, Initialize: true}, given)
 	if err != nil {
 		return err
 	}
@@ -55,7 +43,7 @@ func (a *app) runInit(cmd *cobra.Command, scopeType string) error {
 	if err != nil {
 		return err
 	}
-	if created {
+	if m.Made() {
 		a.say("made a new installation in %s, with the tables %s_*", setting(a.db, "KEYHOLD_DB"), a.prefix)
 		a.say("its root is %s; "+
 			"whoever loses it loses every key in this database, so keep a copy in a safe place, apart from the database's backups", given)
@@ -65,7 +53,7 @@ func (a *app) runInit(cmd *cobra.Command, scopeType string) error {
 	}
 	if a.json {
 		return writeError(encode(a.out, map[string]any{
-			"created": created, "database": setting(a.db, "KEYHOLD_DB"), "installation": info.ID, "pin": info.Pin,
+			"created": m.Made(), "database": setting(a.db, "KEYHOLD_DB"), "installation": info.ID, "pin": info.Pin,
 			"prefix": a.prefix, "root": given,
 		}))
 	}

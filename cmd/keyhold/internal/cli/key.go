@@ -42,11 +42,8 @@ type versionJSON struct {
 
 func keyToJSON(k *keyhold.KeyInfo) keyJSON {
 	j := keyJSON{
-		Scope: k.Ref.Scope, Kind: "data", Purpose: k.Ref.Purpose, ID: k.ID, Head: k.Head,
+		Scope: k.Ref.Scope, Kind: kindOf(k.Ref), Purpose: k.Ref.Purpose, ID: k.ID, Head: k.Head,
 		RotateEvery: int64(k.RotateEvery / time.Second), RotateAt: timeOrNil(k.RotateAt), Due: k.Due,
-	}
-	if k.Ref.IsRoot() {
-		j.Kind = "root"
 	}
 	for _, v := range k.Versions {
 		j.Versions = append(j.Versions, versionJSON{
@@ -57,12 +54,25 @@ func keyToJSON(k *keyhold.KeyInfo) keyJSON {
 	return j
 }
 
-// purposeText is what a table shows for a key's purpose.
-func purposeText(ref key.Ref) string {
+// kindOf is a key's kind, as --json shows it.
+func kindOf(ref key.Ref) string {
 	if ref.IsRoot() {
-		return "(root key)"
+		return "root"
 	}
-	return string(ref.Purpose)
+	return "data"
+}
+
+// purposeText is what a table shows for a key's purpose. One that looks like what stands for a root key, or like a
+// quoted one, is quoted.
+func purposeText(ref key.Ref) string {
+	purpose := string(ref.Purpose)
+	switch {
+	case ref.IsRoot():
+		return "(root key)"
+	case strings.HasPrefix(purpose, "("), strings.HasPrefix(purpose, `"`):
+		return quote(purpose)
+	}
+	return purpose
 }
 
 // unknown says of an error that a scope or a purpose is not there which of the two, and what there is instead.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"iter"
 
 	"github.com/spf13/cobra"
 
@@ -29,42 +30,60 @@ ones open. One that is behind is wrapped under an older version of its root key,
 // listKeys prints the keys of the given scopes, or of all if none is given.
 func (a *app) listKeys(ctx context.Context, s *session, scopes []keyhold.Scope) error {
 	list := a.newStream("SCOPE\tPURPOSE\tVERSION\tSTATE\tUSE\tCREATED\tROTATE AT\tID")
-	for _, scope := range scopes {
+	show := func(scope keyhold.Scope) error {
 		keys, err := s.Keys(ctx, scope)
 		if err != nil {
-			return unknown(ctx, s, key.Ref{Scope: scope}, err)
-		}
-		if err := printKeys(list, keys); err != nil {
 			return err
 		}
+		return printKeys(list, keys)
 	}
 	if len(scopes) == 0 {
-		err := eachScope(ctx, s, func(scope keyhold.Scope) error {
-			keys, err := s.Keys(ctx, scope)
-			if err != nil {
-				return err
-			}
-			return printKeys(list, keys)
-		})
-		if err != nil {
-			return err
+		return list.end(eachScope(s.Scopes(ctx), show))
+	}
+	for _, scope := range scopes {
+		if err := show(scope); err != nil {
+			return list.end(unknown(ctx, s, key.Ref{Scope: scope}, err))
 		}
 	}
-	return list.end()
+	return list.end(nil)
 }
 
-// eachScope calls f with every scope. One that is deleted meanwhile is left out.
-func eachScope(ctx context.Context, s *session, f func(scope keyhold.Scope) error) error {
-	for scope, err := range s.Scopes(ctx) {
+// eachScope calls f with every scope. One that is deleted meanwhile is left out. One whose keys are not as keyhold
+// stored them does not stop it: at the end, the first such error is returned, in a [*brokenError] if there were more.
+// Any other error ends it.
+func eachScope(scopes iter.Seq2[keyhold.Scope, error], f func(scope keyhold.Scope) error) error {
+	var first error
+	broken := 0
+	for scope, err := range scopes {
 		if err != nil {
 			return err
 		}
-		if err := f(scope); err != nil && !errors.Is(err, keyhold.ErrNotFound) {
+		err = f(scope)
+		switch integrity := (*keyhold.IntegrityError)(nil); {
+		case err == nil, errors.Is(err, keyhold.ErrNotFound):
+		case errors.As(err, &integrity) && !errors.Is(err, keyhold.ErrUnavailable):
+			broken++
+			if first == nil {
+				first = err
+			}
+		default:
 			return err
 		}
 	}
-	return nil
+	if broken > 1 {
+		return &brokenError{first, broken - 1}
+	}
+	return first
 }
+
+// brokenError is the first of several scopes whose keys are not as keyhold stored them.
+type brokenError struct {
+	error
+
+	more int
+}
+
+func (e *brokenError) Unwrap() error { return e.error }
 
 func printKeys(list *stream, keys []keyhold.KeyInfo) error {
 	for i := range keys {

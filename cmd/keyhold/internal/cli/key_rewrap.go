@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"io"
 
 	"github.com/spf13/cobra"
@@ -21,7 +22,8 @@ func (a *app) keyRewrapCommand() *cobra.Command {
 		Use:   "rewrap [SCOPE | --all]",
 		Short: "Wrap data keys under the newest version of their root key",
 		Long: `Wraps every version of a scope's data keys under the newest version of its root key, where it is not yet. The data keys, and
-what they sealed, stay the same. It may be interrupted and repeated. It prints for each scope how many versions it wrapped.`,
+what they sealed, stay the same. It may be interrupted and repeated. It prints for each scope how many versions it wrapped.
+With --all, a scope whose keys are not as keyhold stored them is left out, and the exit code is 1.`,
 		Args: args("[SCOPE]"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
@@ -31,23 +33,18 @@ what they sealed, stay the same. It may be interrupted and repeated. It prints f
 			return a.with(ctx, keyhold.Config{}, func(s *session) error {
 				list := a.newStream("SCOPE\tREWRAPPED")
 				rewrap := func(scope key.Scope) error {
+					// What was done is shown also where some of it could not be.
 					n, err := s.Rewrap(ctx, scope)
-					if err != nil {
+					if err != nil && n == 0 {
 						return err
 					}
-					return list.add(rewrapped{scope, n}, func(w io.Writer) { line(w, scope, n) })
+					return errors.Join(err, list.add(rewrapped{scope, n}, func(w io.Writer) { line(w, scope, n) }))
 				}
-				var err error
 				if all {
-					err = eachScope(ctx, s, rewrap)
-				} else {
-					scope := key.Scope(args[0])
-					err = unknown(ctx, s, key.Ref{Scope: scope}, rewrap(scope))
+					return list.end(eachScope(s.Scopes(ctx), rewrap))
 				}
-				if err != nil {
-					return err
-				}
-				return list.end()
+				scope := key.Scope(args[0])
+				return list.end(unknown(ctx, s, key.Ref{Scope: scope}, rewrap(scope)))
 			})
 		},
 	}

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"io"
 
 	"github.com/spf13/cobra"
@@ -23,7 +24,7 @@ func (a *app) keyRotateCommand() *cobra.Command {
 		Use:   "rotate SCOPE",
 		Short: "Add a version to a key and make it the one that seals",
 		Long: `Adds a version to the data key for a purpose, or without --purpose to the root key and then to every data key of the scope.
-What was sealed before opens as it did. It prints each key with its new version.`,
+What was sealed before opens as it did. It prints each key with its new version, also those that were rotated before an error.`,
 		Args: args("SCOPE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.with(cmd.Context(), keyhold.Config{}, func(s *session) error {
@@ -55,29 +56,28 @@ func (a *app) rotate(cmd *cobra.Command, s *session, ref key.Ref, all bool) erro
 			continue
 		}
 		found = true
-		version, err := s.Rotate(ctx, k.Ref)
-		if err != nil {
-			return unknown(ctx, s, k.Ref, err)
-		}
-		if k.Versions[len(k.Versions)-1].Alg == key.BlindIndex {
-			a.say("the key %q makes blind indexes: new ones differ from those that are stored until they are written anew", string(k.Ref.Purpose))
-		}
-		kind := "data"
-		if k.Ref.IsRoot() {
-			kind = "root"
-		}
-		err = list.add(rotated{k.Ref.Scope, kind, k.Ref.Purpose, version}, func(w io.Writer) {
-			line(w, k.Ref.Scope, purposeText(k.Ref), version)
-		})
-		if err != nil {
-			return err
+		if err := a.rotateOne(ctx, s, &k, list); err != nil {
+			return list.end(unknown(ctx, s, k.Ref, err))
 		}
 	}
 	if !found {
 		return unknown(ctx, s, ref, keyhold.ErrNotFound)
 	}
 	if all {
-		a.say("keyhold key rewrap %s brings what is wrapped under the old root key under the new one", shellQuote(string(ref.Scope)))
+		a.say("keyhold key rewrap %s brings what is wrapped under the old root key under the new one", argument(string(ref.Scope)))
 	}
-	return list.end()
+	return list.end(nil)
+}
+
+func (a *app) rotateOne(ctx context.Context, s *session, k *keyhold.KeyInfo, list *stream) error {
+	version, err := s.Rotate(ctx, k.Ref)
+	if err != nil {
+		return err
+	}
+	if k.Versions[len(k.Versions)-1].Alg == key.BlindIndex {
+		a.say("the key %q makes blind indexes: new ones differ from those that are stored until they are written anew", string(k.Ref.Purpose))
+	}
+	return list.add(rotated{k.Ref.Scope, kindOf(k.Ref), k.Ref.Purpose, version}, func(w io.Writer) {
+		line(w, k.Ref.Scope, purposeText(k.Ref), version)
+	})
 }

@@ -18,7 +18,7 @@ func (a *app) migrateCommand() *cobra.Command {
 }
 
 func (a *app) migrateUpCommand() *cobra.Command {
-	var scopeType string
+	var tables tableFlags
 	c := &cobra.Command{
 		Use:   "up",
 		Short: "Make the tables, or bring them to this program's version",
@@ -26,7 +26,7 @@ func (a *app) migrateUpCommand() *cobra.Command {
 database file if it is not there. init does it too.`,
 		Args: args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.withStore(cmd.Context(), scopeType, true, func(ctx context.Context, s *sqlitestore.Store) error {
+			return a.withStore(cmd.Context(), tables, true, func(ctx context.Context, s *sqlitestore.Store) error {
 				before, err := s.MigrationStatus(ctx)
 				if err != nil {
 					return err
@@ -43,7 +43,7 @@ database file if it is not there. init does it too.`,
 			})
 		},
 	}
-	scopeTypeFlag(c, &scopeType)
+	tables.add(c)
 	return c
 }
 
@@ -54,7 +54,7 @@ func (a *app) migrateStatusCommand() *cobra.Command {
 		Long:  "Lists the migrations. The exit code is 3 if the database does not have all of them.",
 		Args:  args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.withStore(cmd.Context(), "", false, func(ctx context.Context, s *sqlitestore.Store) error {
+			return a.withStore(cmd.Context(), tableFlags{}, false, func(ctx context.Context, s *sqlitestore.Store) error {
 				list, err := s.MigrationStatus(ctx)
 				if err != nil {
 					return err
@@ -72,13 +72,17 @@ func (a *app) migrateStatusCommand() *cobra.Command {
 }
 
 func (a *app) migratePrintCommand() *cobra.Command {
-	var scopeType string
+	var tables tableFlags
 	c := &cobra.Command{
 		Use:   "print",
 		Short: "Print the SQL of the migrations; needs no database",
 		Args:  args(),
 		RunE: func(*cobra.Command, []string) error {
-			fsys, err := sqlitestore.Migrations(migrate.Options{Prefix: a.prefix, ScopeType: migrate.ScopeType(scopeType)})
+			options, err := tables.options(a.prefix)
+			if err != nil {
+				return err
+			}
+			fsys, err := sqlitestore.Migrations(options)
 			if err != nil {
 				return err
 			}
@@ -103,21 +107,23 @@ func (a *app) migratePrintCommand() *cobra.Command {
 					return err
 				}
 			}
-			return list.end()
+			return list.end(nil)
 		},
 	}
-	scopeTypeFlag(c, &scopeType)
+	tables.add(c)
 	return c
 }
 
 // withStore opens the database without its installation, and limits the time of all that f does.
-func (a *app) withStore(ctx context.Context, scopeType string, create bool, f func(context.Context, *sqlitestore.Store) error) error {
+func (a *app) withStore(
+	ctx context.Context, tables tableFlags, create bool, f func(context.Context, *sqlitestore.Store) error,
+) error {
 	if a.timeout >= 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, a.timeout)
 		defer cancel()
 	}
-	s, err := a.openStore(ctx, migrate.ScopeType(scopeType), create)
+	s, err := a.openStore(ctx, tables, create)
 	if err != nil {
 		return err
 	}
@@ -143,5 +149,5 @@ func (a *app) printMigrations(migrations []sqlitestore.Migration) error {
 			return err
 		}
 	}
-	return list.end()
+	return list.end(nil)
 }

@@ -108,19 +108,22 @@ func (s *stream) add(v any, text func(w io.Writer)) error {
 	return s.err
 }
 
-// end completes the list.
-func (s *stream) end() error {
+// end completes the list: after an error of whoever makes it, which it returns, what is there so far. Without that a
+// list of nothing is an empty one.
+func (s *stream) end(err error) error {
+	switch {
+	case s.err != nil:
+	case !s.a.json:
+		s.err = writeError(s.tabs.Flush())
+	case s.n > 0:
+		s.err = s.a.write([]byte("\n]\n"))
+	case err == nil:
+		s.err = s.a.write([]byte("[]\n"))
+	}
 	if s.err != nil {
 		return s.err
 	}
-	if !s.a.json {
-		return writeError(s.tabs.Flush())
-	}
-	text := "\n]\n"
-	if s.n == 0 {
-		text = "[]\n"
-	}
-	return s.a.write([]byte(text))
+	return err
 }
 
 // line prints the cells of one row.

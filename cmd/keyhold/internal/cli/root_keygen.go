@@ -27,7 +27,7 @@ never touched. It prints the root's id, which is not secret.`,
 			case errors.Is(err, fs.ErrExist):
 				return failed("exists", path+" is there already, and was not touched", "a root that is lost cannot be made again: choose another name")
 			case err != nil:
-				return failed("root", "cannot write the root "+path+": "+pathReason(err), "")
+				return failed("root", "cannot write the root "+path+": "+keygenReason(path, err), "")
 			}
 			id, err := root.KeyId(nil) //nolint:staticcheck // a local root needs no context to say its id
 			if err != nil {
@@ -40,4 +40,12 @@ never touched. It prints the root's id, which is not secret.`,
 			return a.write([]byte(id + "\n"))
 		},
 	}
+}
+
+// keygenReason is why a root's file could not be written.
+func keygenReason(path string, err error) string {
+	if at, ok := errors.AsType[*fs.PathError](err); ok && at.Path != path && errors.Is(err, fs.ErrPermission) {
+		return "its folder has to be readable too, so that the file outlasts a crash"
+	}
+	return pathReason(err)
 }

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"io"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -23,6 +24,12 @@ that are missing. It prints the scope's keys, as key list does.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(purposes)+len(raw)+len(index) == 0 {
 				return usageError("no purpose is given", "give --purpose, --raw-purpose or --index-purpose, each as often as needed")
+			}
+			given := slices.Sorted(slices.Values(slices.Concat(purposes, raw, index)))
+			for i := 1; i < len(given); i++ {
+				if given[i] == given[i-1] {
+					return usageError("the purpose "+quote(given[i])+" is given twice", "one data key is for one use")
+				}
 			}
 			config := keyhold.Config{
 				Purposes:      as[keyhold.Purpose](purposes),
@@ -54,16 +61,9 @@ func (a *app) scopeListCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.with(cmd.Context(), keyhold.Config{}, func(s *session) error {
 				list := a.newStream("")
-				for scope, err := range s.Scopes(cmd.Context()) {
-					if err != nil {
-						return err
-					}
-					err = list.add(map[string]keyhold.Scope{"scope": scope}, func(w io.Writer) { line(w, scope) })
-					if err != nil {
-						return err
-					}
-				}
-				return list.end()
+				return list.end(eachScope(s.Scopes(cmd.Context()), func(scope keyhold.Scope) error {
+					return list.add(map[string]keyhold.Scope{"scope": scope}, func(w io.Writer) { line(w, scope) })
+				}))
 			})
 		},
 	}

@@ -47,9 +47,19 @@ type rootJSON struct {
 
 type attention struct {
 	Scope   key.Scope   `json:"scope"`
-	Purpose key.Purpose `json:"purpose,omitempty"` // empty for a root key
+	Kind    string      `json:"kind"` // root or data; scope if it is about all its keys
+	Purpose key.Purpose `json:"purpose,omitempty"`
 	What    string      `json:"what"`
 }
+
+func (at *attention) String() string {
+	if at.Kind == kindScope {
+		return at.What // it names the key, and that its scope
+	}
+	return key.Ref{Scope: at.Scope, Purpose: at.Purpose}.String() + ": " + at.What
+}
+
+const kindScope = "scope"
 
 func (a *app) statusCommand() *cobra.Command {
 	return &cobra.Command{
@@ -76,14 +86,14 @@ func (a *app) status(ctx context.Context, s *session) error {
 	for _, r := range info.Roots {
 		st.Roots = append(st.Roots, rootJSON{r.ID, r.Type, r.KeyID, r.State.String(), r.Active, timeOrNil(r.Created)})
 	}
-	err = eachScope(ctx, s, func(scope keyhold.Scope) error {
+	err = eachScope(s.Scopes(ctx), func(scope keyhold.Scope) error {
 		keys, err := s.Keys(ctx, scope)
 		var broken *keyhold.IntegrityError
 		switch {
 		case errors.As(err, &broken):
 			st.Scopes++
 			st.Broken++
-			st.add(key.Ref{Scope: scope}, broken.Error())
+			st.add(attention{Scope: scope, Kind: kindScope, What: broken.Error()})
 			return nil
 		case err != nil:
 			return err
@@ -106,9 +116,9 @@ func (a *app) status(ctx context.Context, s *session) error {
 	return nil
 }
 
-func (st *status) add(ref key.Ref, what string) {
+func (st *status) add(at attention) {
 	if len(st.Attention) < statusListed {
-		st.Attention = append(st.Attention, attention{ref.Scope, ref.Purpose, what})
+		st.Attention = append(st.Attention, at)
 	}
 }
 
@@ -116,6 +126,7 @@ func (st *status) count(k *keyhold.KeyInfo) {
 	if !k.Ref.IsRoot() {
 		st.DataKeys++
 	}
+	add := func(what string) { st.add(attention{k.Ref.Scope, kindOf(k.Ref), k.Ref.Purpose, what}) }
 	behind := 0
 	for _, v := range k.Versions {
 		st.Versions[v.State.String()]++
@@ -124,12 +135,12 @@ func (st *status) count(k *keyhold.KeyInfo) {
 		}
 		if v.State == key.Pending && v.Number > k.Head {
 			st.Pending++
-			st.add(k.Ref, fmt.Sprintf("the rotation to version %d was begun and not ended: rotate it again", v.Number))
+			add(fmt.Sprintf("the rotation to version %d was begun and not ended: rotate it again", v.Number))
 		}
 	}
 	if behind > 0 {
 		st.Behind += behind
-		st.add(k.Ref, plural(behind, "version is", "versions are")+" behind: rewrap the scope")
+		add(plural(behind, "version is", "versions are") + " behind: rewrap the scope")
 	}
 	if k.Due {
 		st.Due++
@@ -138,7 +149,7 @@ func (st *status) count(k *keyhold.KeyInfo) {
 			st.Overdue++
 			what = "overdue since "
 		}
-		st.add(k.Ref, what+timeText(k.RotateAt)+": rotate it")
+		add(what + timeText(k.RotateAt) + ": rotate it")
 	}
 }
 
@@ -165,6 +176,6 @@ func (st *status) print(w io.Writer) {
 	line(w, "versions behind", st.Behind)
 	line(w, "scopes broken", st.Broken)
 	for _, at := range st.Attention {
-		line(w, "attention", key.Ref{Scope: at.Scope, Purpose: at.Purpose}.String()+": "+at.What)
+		line(w, "attention", at.String())
 	}
 }

@@ -22,6 +22,9 @@ import (
 // Purpose is what the data keys of a demo are for.
 const Purpose key.Purpose = "records"
 
+// File is the name of the database that a demo makes if it is given none.
+const File = "demo.db"
+
 // ErrExists says that the database has tables already that the demo would make. Nothing was changed.
 var ErrExists = errors.New("the demo's tables are there already")
 
@@ -73,6 +76,8 @@ type walk struct {
 	db      *sql.DB
 	keys    *keyhold.Manager
 
+	rollback func(*sql.Tx) error // what ends a transaction that is not committed
+
 	tenants []*tenant      // in the order of their first row
 	secrets map[int]string // what the sealed column of each row says, by the row's id
 }
@@ -86,12 +91,14 @@ func (t *tenant) ref() key.Ref { return key.Ref{Scope: t.id, Purpose: Purpose} }
 
 // Run does all of it. Whatever does not come out as it should is an error; [ErrExists] if the tables are there
 // already. It returns what was done until then.
-func Run(ctx context.Context, cfg Config) (*Account, error) {
-	w := &walk{Config: cfg, account: &Account{}, names: embeddedNames, secrets: map[int]string{}}
+func Run(ctx context.Context, cfg Config) (*Account, error) { return newWalk(cfg).all(ctx) }
+
+func newWalk(cfg Config) *walk {
+	w := &walk{Config: cfg, account: &Account{}, names: embeddedNames, secrets: map[int]string{}, rollback: (*sql.Tx).Rollback}
 	if w.Database != "" {
 		w.names = guestNames
 	} else {
-		w.Database = filepath.Join(w.Dir, "demo.db")
+		w.Database = filepath.Join(w.Dir, File)
 	}
 	byScope := map[key.Scope]*tenant{}
 	for i, row := range cfg.Data.Rows {
@@ -108,6 +115,10 @@ func Run(ctx context.Context, cfg Config) (*Account, error) {
 		Database: w.Database, Root: filepath.Join(w.Dir, "root.key"), Prefix: w.names.prefix, Source: cfg.Data.Source,
 		SealColumn: cfg.Data.SealColumn, Rows: len(cfg.Data.Rows), Tenants: len(w.tenants),
 	}
+	return w
+}
+
+func (w *walk) all(ctx context.Context) (*Account, error) {
 	start := time.Now()
 	err := w.run(ctx)
 	w.account.Milliseconds = milliseconds(start)
@@ -251,7 +262,7 @@ func (w *walk) inTx(ctx context.Context, f func(tx *sql.Tx, keys store.Tx) error
 	if err != nil {
 		return err
 	}
-	defer func() { _ = tx.Rollback() }() // after a commit it does nothing
+	defer func() { _ = w.rollback(tx) }() // after a commit it does nothing
 	if err := w.names.lock(ctx, tx); err != nil {
 		return err
 	}
@@ -264,16 +275,28 @@ func (w *walk) inTx(ctx context.Context, f func(tx *sql.Tx, keys store.Tx) error
 // errRollBack ends a transaction that is to be rolled back.
 var errRollBack = errors.New("roll back")
 
-// inRolledBackTx is inTx, but rolls back what f did if f was content.
-func (w *walk) inRolledBackTx(ctx context.Context, f func(tx *sql.Tx, keys store.Tx) error) error {
+// tryTenant makes a tenant with its keys in a transaction of the application's, lets f work with them there, and rolls
+// all of it back. Nothing of it must be left then.
+func (w *walk) tryTenant(ctx context.Context, id key.Scope, f func(keys store.Tx) error) error {
 	err := w.inTx(ctx, func(tx *sql.Tx, keys store.Tx) error {
-		if err := f(tx, keys); err != nil {
+		if err := w.createTenant(ctx, tx, keys, id); err != nil {
+			return err
+		}
+		if err := f(keys); err != nil {
 			return err
 		}
 		return errRollBack
 	})
-	if errors.Is(err, errRollBack) {
-		return nil
+	if !errors.Is(err, errRollBack) {
+		return err
+	}
+	_, err = w.keys.Keys(ctx, id)
+	if err := refused("listing the keys of a tenant that was rolled back", err, keyhold.ErrNotFound); err != nil {
+		return err
+	}
+	there, err := w.names.countTenants(ctx, w.db, id)
+	if err == nil && there != 0 {
+		err = errors.New("a tenant that was rolled back is there")
 	}
 	return err
 }

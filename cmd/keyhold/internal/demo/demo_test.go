@@ -147,6 +147,30 @@ func TestReadTakesTheWholeOfEveryField(t *testing.T) {
 	}
 }
 
+func TestReadSaysWhichColumnAndRowIsWrong(t *testing.T) {
+	for _, test := range []struct{ name, file, want string }{
+		{"a mark before a quoted name", "\ufeff\"tenant\",secret\nt,s\n", ""},
+		{"a mark and no more", "\ufeff", "file.csv is empty: a header and at least one row are needed"},
+		{"two columns to seal", "tenant,secret,secret\nt,s,s\n", `file.csv has two columns "secret"`},
+		{"two other columns", "tenant,note,secret,note\nt,1,s,2\n", `file.csv has two columns "note"`},
+		{"two columns without a name", "tenant,,secret,\nt,1,s,2\n", `file.csv has two columns ""`},
+		{"Latin 1 in a name", "tenant,secret,gr\xfc\xdfe\nt,s,x\n", "file.csv: the name of column 3 is not valid UTF-8"},
+		{"Latin 1 in the tenant", "tenant,secret\nt,s\nB\xfccher,s\n", `file.csv, line 3, column "tenant" is not valid UTF-8`},
+		{"Latin 1 in the secret", "tenant,secret\nt,\xff\n", `file.csv, line 2, column "secret" is not valid UTF-8`},
+		{"Latin 1 elsewhere", "tenant,secret,note\nt,s,\xe4\n", `file.csv, line 2, column "note" is not valid UTF-8`},
+		{"UTF-16", "\xff\xfet\x00", "file.csv: the name of column 1 is not valid UTF-8"},
+	} {
+		_, err := Read(strings.NewReader(test.file), "file.csv", "tenant", "secret")
+		got := ""
+		if err != nil {
+			got = err.Error()
+		}
+		if got != test.want {
+			t.Errorf("%s: %q, not %q", test.name, got, test.want)
+		}
+	}
+}
+
 func TestReadRefusesMoreRowsThanTheLimit(t *testing.T) {
 	for rows, ok := range map[int]bool{MaxRows: true, MaxRows + 1: false} {
 		_, err := Read(strings.NewReader("tenant,secret\n"+strings.Repeat("t,s\n", rows)), "file.csv", "tenant", "secret")

@@ -3,7 +3,6 @@ package demo
 import (
 	"bytes"
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"slices"
@@ -132,10 +131,7 @@ func (w *walk) deleteTenant(ctx context.Context, step *Step) error {
 	if err := refused("a copy of a deleted tenant's ciphertext", opened, keyhold.ErrNotFound); err != nil {
 		return err
 	}
-	err = w.inRolledBackTx(ctx, func(tx *sql.Tx, keys store.Tx) error {
-		if err := w.createTenant(ctx, tx, keys, t.id); err != nil {
-			return err
-		}
+	err = w.tryTenant(ctx, t.id, func(keys store.Tx) error {
 		_, opened := w.keys.OpenDetachedTx(ctx, keys, t.ref(), kept.keyVersion, kept.sealed, w.context(kept.id))
 		return refused("a copy of a deleted tenant's ciphertext", opened, keyhold.ErrOpen)
 	})

@@ -1,6 +1,7 @@
 package demo
 
 import (
+	"bufio"
 	"bytes"
 	_ "embed"
 	"encoding/csv"
@@ -10,10 +11,13 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"keyhold.example/keyhold/envelope"
 	"keyhold.example/keyhold/key"
 )
+
+const byteOrderMark = "\ufeff"
 
 // MaxRows is how many rows a demo takes.
 const MaxRows = 100_000
@@ -48,9 +52,16 @@ func Bundled() (*Table, error) {
 	return t, nil
 }
 
-// Read reads a CSV file with a header. source names it in errors, which say which line and column is wrong.
+// Read reads a CSV file in UTF-8 with a header of different names; scopeColumn and sealColumn are two of them. source
+// names it in errors, which say which line and column is wrong.
 func Read(r io.Reader, source, scopeColumn, sealColumn string) (*Table, error) {
-	in := csv.NewReader(r)
+	buffered := bufio.NewReader(r)
+	// Some programs begin a file with a byte order mark, which is no part of the first column's name, nor of its
+	// quotes.
+	if begin, err := buffered.Peek(len(byteOrderMark)); err == nil && string(begin) == byteOrderMark {
+		_, _ = buffered.Discard(len(byteOrderMark)) // they are in the buffer
+	}
+	in := csv.NewReader(buffered)
 	in.ReuseRecord = true
 	header, err := in.Read()
 	if errors.Is(err, io.EOF) {
@@ -60,9 +71,8 @@ func Read(r io.Reader, source, scopeColumn, sealColumn string) (*Table, error) {
 		return nil, lineError(source, err)
 	}
 	header = slices.Clone(header)
-	header[0] = strings.TrimPrefix(header[0], "\ufeff") // some programs begin a file with it
-	if scopeColumn == sealColumn {
-		return nil, fmt.Errorf("column %q cannot be the tenant's and the one to seal", sealColumn)
+	if err := checkHeader(source, header); err != nil {
+		return nil, err
 	}
 	scopeAt, err := column(source, header, scopeColumn)
 	if err != nil {
@@ -97,7 +107,24 @@ func Read(r io.Reader, source, scopeColumn, sealColumn string) (*Table, error) {
 	return t, nil
 }
 
+func checkHeader(source string, header []string) error {
+	for i, name := range header {
+		switch {
+		case !utf8.ValidString(name):
+			return fmt.Errorf("%s: the name of column %d is not valid UTF-8", source, i+1)
+		case slices.Contains(header[:i], name):
+			return fmt.Errorf("%s has two columns %q", source, name)
+		}
+	}
+	return nil
+}
+
 func readRow(header, record []string, scopeAt, sealAt int) (Row, error) {
+	for i, value := range record {
+		if !utf8.ValidString(value) {
+			return Row{}, fmt.Errorf("column %q is not valid UTF-8", header[i])
+		}
+	}
 	scope := key.Scope(strings.Clone(record[scopeAt]))
 	if err := scope.Validate(); err != nil {
 		reason := err.Error()
@@ -121,11 +148,8 @@ func readRow(header, record []string, scopeAt, sealAt int) (Row, error) {
 
 func column(source string, header []string, name string) (int, error) {
 	at := slices.Index(header, name)
-	switch {
-	case at < 0:
+	if at < 0 {
 		return 0, fmt.Errorf("%s has no column %q; its columns are %q", source, name, header)
-	case slices.Contains(header[at+1:], name):
-		return 0, fmt.Errorf("%s has two columns %q", source, name)
 	}
 	return at, nil
 }

@@ -41,6 +41,7 @@ create index {record}_key_version_id on {record} (key_version_id);`
 	selectRecords = `select id, tenant_id, key_version_id, sealed from {record} where tenant_id = ? or ? = '' order by id`
 	selectRecord  = `select id, tenant_id, key_version_id, sealed from {record} where id = ?`
 	countRecords  = `select count(*) from {record} where tenant_id = ? or ? = ''`
+	countTenant   = `select count(*) from {tenant} where id = ?`
 	deleteTenant  = `delete from {tenant} where id = ?`
 	deleteKeys    = `delete from {prefix}_root_key where scope_id = ?`
 	countKeys     = `select count(*) from {prefix}_data_key_version v
@@ -111,6 +112,11 @@ func (n names) row(ctx context.Context, db *sql.DB, id int) (r sealedRow, err er
 
 func (n names) countRows(ctx context.Context, db *sql.DB, tenant key.Scope) (count int, err error) {
 	err = db.QueryRowContext(ctx, n.sql(countRecords), tenant, tenant).Scan(&count)
+	return count, err
+}
+
+func (n names) countTenants(ctx context.Context, db *sql.DB, tenant key.Scope) (count int, err error) {
+	err = db.QueryRowContext(ctx, n.sql(countTenant), tenant).Scan(&count)
 	return count, err
 }
 
