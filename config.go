@@ -26,25 +26,26 @@ type Config struct {
 	// alone, once; and three times where it makes an installation.
 	Root wrapping.Wrapper
 
-	// Purposes, RawPurposes and IndexPurposes are the data keys that every scope gets when it is created: for messages,
-	// for raw bytes that the application uses itself, for blind indexes. A purpose stands in one of them, once. What a
-	// purpose's key is for is fixed when the key is made. None is needed to use keys that are there.
+	// Purposes, RawPurposes and IndexPurposes are the data keys that every scope gets when it is created: for
+	// messages, for raw bytes that the application uses itself, for blind indexes. A purpose stands in one of them,
+	// once. What a purpose's key is for is fixed when the key is made. None is needed to use keys that are there.
 	Purposes      []key.Purpose
 	RawPurposes   []key.Purpose
 	IndexPurposes []key.Purpose
 
-	// Initialize makes what is not there yet: the tables, the installation key, and its first slot. It never changes an
-	// installation that is there. The default is to make nothing: an empty database is then [ErrNotInitialized].
+	// Initialize makes what is not there yet: the tables, the installation key, and its first slot. It never changes
+	// an installation that is there. The default is to make nothing: an empty database is then [ErrNotInitialized].
 	Initialize bool
 
 	// Pins are the pins of which the installation must have one, as [Manager.Pin] and "keyhold init" print them: 64
-	// hexadecimal digits. With a pin, whoever can write to the database cannot put an installation of their own in its
-	// place; an empty database is then [ErrPin], also with Initialize. The default accepts any installation that Root
-	// opens.
+	// hexadecimal digits. With a pin, whoever can write to the database cannot put an installation of their own in
+	// its place; an empty database is then [ErrPin], also with Initialize. The default accepts any installation that
+	// Root opens.
 	Pins []string
 
-	// Timeout limits each call, besides the context that is given to it; of Scopes and Rewrap, which may have much to
-	// do, it limits each step, and of Check the opening of each scope's keys. Zero is [DefaultTimeout]; negative is no limit.
+	// Timeout limits each call, besides the context that is given to it; of Scopes and Rewrap, which may have much
+	// to do, it limits each step, and of Check the opening of each scope's keys. Zero is [DefaultTimeout]; negative
+	// is no limit.
 	Timeout time.Duration
 }
 

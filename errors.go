@@ -13,8 +13,8 @@ var (
 	// ErrNotInitialized: the database has no installation. Run "keyhold init", or set [Config.Initialize].
 	ErrNotInitialized = errors.New(`no installation in this database: run "keyhold init" or set Config.Initialize`)
 
-	// ErrRoot: the external root does not open this installation, or did not answer. Nothing else is wrong: configure
-	// the right root, or try again when it is back.
+	// ErrRoot: the external root does not open this installation, or did not answer. Nothing else is wrong:
+	// configure the right root, or try again when it is back.
 	ErrRoot = errors.New("external root does not open this installation")
 
 	// ErrPin: the database holds another installation than the configured pin names, or none. It may have been
@@ -37,18 +37,19 @@ var (
 	// ErrTooLarge: a plaintext of more than 64 MiB or a context of more than 64 KiB. Nothing was sealed.
 	ErrTooLarge = errors.New("too large to seal")
 
-	// ErrRolledBack: the database holds an older state of the key than this process has seen, as after a failover or a
-	// restored backup. Sealing with the key is refused, opening goes on.
+	// ErrRolledBack: the database holds an older state of the key than this process has seen, as after a failover or
+	// a restored backup. Sealing with the key is refused, opening goes on.
 	ErrRolledBack = errors.New("key is older in the database than it was: a failover or a restored backup")
 
-	// ErrForeignKey: the application's tables refuse: the scope has no row there, or something refers to a key version.
+	// ErrForeignKey: the application's tables refuse: the scope has no row there, or something refers to a key
+	// version.
 	ErrForeignKey = store.ErrForeignKey
 
 	// ErrUnavailable: the database did not do its part and nothing was changed. Trying again may help.
 	ErrUnavailable = store.ErrUnavailable
 
-	// ErrUnknownOutcome: the database was lost while it answered, inside the application's own transaction, which has to be
-	// rolled back. Elsewhere keyhold reads again and finds out.
+	// ErrUnknownOutcome: the database was lost while it answered, inside the application's own transaction, which
+	// has to be rolled back. Elsewhere keyhold reads again and finds out.
 	ErrUnknownOutcome = store.ErrUnknownOutcome
 
 	// ErrUnsupported: a part of go-kms-wrapping's interface that makes no sense for a key that keyhold manages.
@@ -64,8 +65,8 @@ type SchemaError = store.SchemaError
 // InvalidError says which of the caller's names or texts is not of the form it has to be, and why.
 type InvalidError = key.InvalidError
 
-// IntegrityError says that what the database holds of a key is not what keyhold wrote: somebody or something changed it
-// behind its back. Nothing is sealed or opened with the key until it is right again.
+// IntegrityError says that what the database holds of a key is not what keyhold wrote: somebody or something changed
+// it behind its back. Nothing is sealed or opened with the key until it is right again.
 type IntegrityError struct {
 	Subject string // the key, as people name it
 	ID      key.ID // of the key; empty if it is the installation

@@ -13,13 +13,13 @@ import (
 // rewrapBatch is how many wrapped keys one transaction replaces: few enough to hold up nobody for long.
 const rewrapBatch = 100
 
-// Rewrap wraps every version of a scope's data keys under the head of its root key, where it is not yet, and says how
-// many it wrapped. The keys stay the same, and so does what they sealed. Each version is replaced by itself, so it may
-// be interrupted, repeated, and run by several at once.
+// Rewrap wraps every version of a scope's data keys under the head of its root key, where it is not yet, and says
+// how many it wrapped. The keys stay the same, and so does what they sealed. Each version is replaced by itself, so
+// it may be interrupted, repeated, and run by several at once.
 //
-// A version that does not open is left as it is; the others are rewrapped, and then the error, which joins one for each,
-// says which. It takes one round trip for each hundred versions, and two more; [Config.Timeout] limits each of them,
-// and ctx all of it.
+// A version that does not open is left as it is; the others are rewrapped, and then the error, which joins one for
+// each, says which. It takes one round trip for each hundred versions, and two more; [Config.Timeout] limits each of
+// them, and ctx all of it.
 func (m *Manager) Rewrap(ctx context.Context, scope key.Scope) (int, error) {
 	r := m.committed()
 	total := 0
@@ -44,8 +44,8 @@ func (m *Manager) Rewrap(ctx context.Context, scope key.Scope) (int, error) {
 	}
 }
 
-// scopeToRewrap reads a scope within the limit of one call; so does each batch, as there is no limit to how many there
-// are.
+// scopeToRewrap reads a scope within the limit of one call; so does each batch, as there is no limit to how many
+// there are.
 func (r reader) scopeToRewrap(ctx context.Context, scope key.Scope) (family, error) {
 	ctx, end, err := r.m.begin(ctx)
 	if err != nil {

@@ -17,8 +17,8 @@ import (
 // permission stops.
 const nobody = 65534
 
-// program is the program of this test, in a folder with a root and an installation that has a scope "s" with the purpose
-// "p".
+// program is the program of this test, in a folder with a root and an installation that has a scope "s" with the
+// purpose "p".
 type program struct {
 	t   *testing.T
 	dir string

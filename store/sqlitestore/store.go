@@ -1,8 +1,8 @@
 // Package sqlitestore keeps wrapped keys in tables of an SQLite database, alone or among an application's own.
 //
-// It works with SQLite 3.35 and newer, and with any number of processes on one file of one machine. Every write of its
-// own is one BEGIN IMMEDIATE transaction, so that it waits for others at its beginning, as long as the connection's
-// busy_timeout says, and never in the middle.
+// It works with SQLite 3.35 and newer, and with any number of processes on one file of one machine. Every write of
+// its own is one BEGIN IMMEDIATE transaction, so that it waits for others at its beginning, as long as the
+// connection's busy_timeout says, and never in the middle.
 package sqlitestore
 
 import (
@@ -18,32 +18,33 @@ import (
 	"keyhold.example/keyhold/store"
 )
 
-// Config says which tables a store works with. The zero value is the defaults. All processes that share the tables have
-// to agree on it.
+// Config says which tables a store works with. The zero value is the defaults. All processes that share the tables
+// have to agree on it.
 type Config struct {
 	// Prefix begins the name of every table, as migrate.Options.Prefix says. Empty is "kms". Two installations with
 	// different prefixes can live in one database.
 	Prefix string
 
 	// ScopeType is the type of the column with the scope's id; empty is text. With migrate.UUID and migrate.BigInt a
-	// scope has to be the canonical text of one: lower-case hexadecimal digits with hyphens, or decimal digits without
-	// leading zeros. Any other is a [*key.InvalidError], and never finds another scope's row.
+	// scope has to be the canonical text of one: lower-case hexadecimal digits with hyphens, or decimal digits
+	// without leading zeros. Any other is a [*key.InvalidError], and never finds another scope's row.
 	ScopeType migrate.ScopeType
 
-	// ScopeTable and ScopeColumn, both or neither, are the application's table of scopes and the column of their ids:
-	// Migrate gives root keys a foreign key to it that cascades on delete and update. SQLite cannot add one later.
+	// ScopeTable and ScopeColumn, both or neither, are the application's table of scopes and the column of their
+	// ids: Migrate gives root keys a foreign key to it that cascades on delete and update. SQLite cannot add one
+	// later.
 	//
-	// An "insert or replace" into that table deletes the scope's row, and by the cascade all its keys, before it inserts
-	// the row anew: use "on conflict do update". A scope whose id is changed keeps its keys, but they are refused under
-	// the new id until the rename is confirmed, which this version cannot do yet.
+	// An "insert or replace" into that table deletes the scope's row, and by the cascade all its keys, before it
+	// inserts the row anew: use "on conflict do update". A scope whose id is changed keeps its keys, but they are
+	// refused under the new id until the rename is confirmed, which this version cannot do yet.
 	ScopeTable, ScopeColumn string
 }
 
 //go:embed migrations/*.sql
 var embedded embed.FS
 
-// Migrations renders the migration files for o, to be run by golang-migrate among an application's own. An application
-// that does so need not call [Store.Migrate]. The error is a [*migrate.OptionError].
+// Migrations renders the migration files for o, to be run by golang-migrate among an application's own. An
+// application that does so need not call [Store.Migrate]. The error is a [*migrate.OptionError].
 func Migrations(o migrate.Options) (fs.FS, error) {
 	files, err := fs.Sub(embedded, "migrations")
 	if err != nil {
@@ -72,10 +73,10 @@ var _ store.Store = (*Store)(nil)
 // New returns a store over the application's own pool, with the defaults; see [Config.New].
 func New(db *sql.DB) (*Store, error) { return Config{}.New(db) }
 
-// New returns a store over the application's own pool, whatever its driver; it does not talk to the database yet. The
-// connections have to have foreign keys on (the error at the first write says so if not), and should have a
-// busy_timeout, synchronous=FULL and secure_delete, as [Open] does. The pool may have a single connection. The error is
-// a [*migrate.OptionError].
+// New returns a store over the application's own pool, whatever its driver; it does not talk to the database yet.
+// The connections have to have foreign keys on (the error at the first write says so if not), and should have a
+// busy_timeout, synchronous=FULL and secure_delete, as [Open] does. The pool may have a single connection. The error
+// is a [*migrate.OptionError].
 func (c Config) New(db *sql.DB) (*Store, error) {
 	o, err := c.options().Checked()
 	if err != nil {
@@ -95,11 +96,12 @@ func (s *Store) DB() *sql.DB { return s.db }
 // transaction can go on. But after [store.ErrUnavailable] and [store.ErrUnknownOutcome] it has to be rolled back:
 // SQLite may have done so by itself, and then what follows would be committed statement by statement.
 //
-// A context that ends is noticed between statements and interrupts none, so that a call may outlast it by a statement
-// and the connection's busy_timeout. (An application's own write that a context interrupts makes SQLite roll back the
-// whole transaction.) The transaction should have begun with BEGIN IMMEDIATE (in the DSN: _txlock=immediate), because
-// one that reads first and then writes while others do is refused with [store.ErrUnavailable]. A foreign key of the
-// application's that is deferred is not seen here, but by the application's commit.
+// A context that ends is noticed between statements and interrupts none, so that a call may outlast it by a
+// statement and the connection's busy_timeout. (An application's own write that a context interrupts makes SQLite
+// roll back the whole transaction.) The transaction should have begun with BEGIN IMMEDIATE (in the DSN:
+// _txlock=immediate), because one that reads first and then writes while others do is refused with
+// [store.ErrUnavailable]. A foreign key of the application's that is deferred is not seen here, but by the
+// application's commit.
 func (s *Store) InTx(tx *sql.Tx) store.Tx {
 	return store.Tx{Queries: queries{tables: s.tables, view: &inTx{tables: s.tables, tx: tx}}}
 }

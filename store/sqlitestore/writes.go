@@ -65,7 +65,8 @@ func (w *writer) checkInstallation(ctx context.Context, inst [16]byte) error {
 }
 
 var (
-	// Not "on conflict do nothing": the tables refuse whatever meets a row that is there before SQLite looks for conflicts.
+	// Not "on conflict do nothing": the tables refuse whatever meets a row that is there before SQLite looks for
+	// conflicts.
 	insertRootKey = define(`
 insert into {prefix}_root_key (private_id, scope_id, seq, head_version, rotate_every, max_messages, ik_kid, mac, rotate_at)
 select ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9

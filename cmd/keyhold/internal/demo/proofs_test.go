@@ -149,8 +149,8 @@ func TestWhatOpensToSomethingElseIsAnError(t *testing.T) {
 	}
 }
 
-// TestATenantThatIsKeptThoughRolledBackIsAnError commits what is to be rolled back: from the beginning, or only after the
-// tenants were created.
+// TestATenantThatIsKeptThoughRolledBackIsAnError commits what is to be rolled back: from the beginning, or only
+// after the tenants were created.
 func TestATenantThatIsKeptThoughRolledBackIsAnError(t *testing.T) {
 	for _, step := range []string{"tenants", "delete"} {
 		w := newWalk(Config{Dir: t.TempDir(), Data: &Table{SealColumn: "secret", Rows: rows}})
