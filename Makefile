@@ -1,4 +1,5 @@
-# make test and make vectors need Go and a POSIX shell. lint also installs its linter, into .bin/.
+# make vectors needs Go and a POSIX shell. make test also needs PostgreSQL and pgbouncer, which it finds or installs, as
+# docs/operations.md (Testing) says. lint also installs its linter, into .bin/.
 
 .DEFAULT_GOAL := help
 
@@ -8,6 +9,9 @@ MODULES := $(patsubst %/go.mod,%,$(wildcard ./go.mod cmd/*/go.mod benchmarks/go.
 GO           ?= go
 GOLANGCI     := v2.15.0
 GOLANGCI_BIN := $(CURDIR)/.bin/golangci-lint-$(GOLANGCI)
+
+# The oldest and the newest PostgreSQL that keyhold promises to work with and that can be had.
+POSTGRES_VERSIONS ?= 14.3.0-beta.6 18.4.0-beta.17
 
 FUZZTIME  ?= 10s
 BENCHTIME ?= 100ms
@@ -20,11 +24,20 @@ each = @set -e; for dir in $(MODULES); do echo "== $$dir: $(1)"; (cd "$$dir" && 
 
 .PHONY: help
 help: ## Say what the targets are
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: test
 test: ## Run the tests of all modules
 	$(call each,$(GO) test ./...)
+
+# Where there is no PostgreSQL or pgbouncer, tests that run as root may install Debian's.
+.PHONY: test-postgres
+test-postgres: ## Run the tests that need PostgreSQL and pgbouncer, which they find or install
+	KEYHOLD_TEST_INSTALL=1 $(GO) test -tags postgres . ./store/pgstore ./internal/pgserver ./keyholdtest
+
+.PHONY: test-postgres-versions
+test-postgres-versions: ## Run the tests on PostgreSQL on its oldest and newest version (needs npm)
+	@GO=$(GO) sh .ci/postgres-versions $(POSTGRES_VERSIONS)
 
 # SQLite is C that was translated to Go. It locks by means of its own, so that watching its every access to memory finds
 # nothing, and makes the tests three times as slow.

@@ -41,7 +41,7 @@ func child(ctx context.Context, work string) error {
 	if err != nil {
 		return err
 	}
-	s, err := sqlitestore.Create("keys.db")
+	s, err := storeIn(ctx, ".")
 	if err != nil {
 		return err
 	}
@@ -121,75 +121,110 @@ func race(t *testing.T, dir, work string, n int) {
 	}
 }
 
-// fleet is a folder with a root and an empty database, for processes to work in.
-func fleet(t *testing.T) (dir string, open func() (*keyhold.Manager, store.Store)) {
+// fleetKind is a kind of database that several processes can use: how to make an empty one in their folder, and how
+// to open it.
+type fleetKind struct {
+	prepare func(t *testing.T, dir string)
+	open    func(ctx context.Context, dir string) (store.Store, error)
+}
+
+var fleetKinds = map[string]fleetKind{
+	"sqlite": {
+		prepare: func(*testing.T, string) {},
+		open: func(_ context.Context, dir string) (store.Store, error) {
+			return sqlitestore.Create(filepath.Join(dir, "keys.db"))
+		},
+	},
+}
+
+// storeIn opens the database of a folder, whose kind is in a file there.
+func storeIn(ctx context.Context, dir string) (store.Store, error) {
+	name, err := os.ReadFile(filepath.Join(dir, "kind"))
+	if err != nil {
+		return nil, err
+	}
+	return fleetKinds[string(name)].open(ctx, dir)
+}
+
+// fleets runs f for each kind of database that several processes can use, with a folder for them to work in that has
+// a root and an empty database.
+func fleets(t *testing.T, f func(t *testing.T, dir string, open func() *keyhold.Manager)) {
 	t.Helper()
-	dir = t.TempDir()
-	root, err := localroot.Generate(filepath.Join(dir, "root.key"))
-	must(t, err)
-	return dir, func() (*keyhold.Manager, store.Store) {
-		s, err := sqlitestore.Create(filepath.Join(dir, "keys.db"))
-		must(t, err)
-		t.Cleanup(func() { must(t, s.Close()) })
-		return newManager(t, s, root), s
+	for name, kind := range fleetKinds {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			root, err := localroot.Generate(filepath.Join(dir, "root.key"))
+			must(t, err)
+			must(t, os.WriteFile(filepath.Join(dir, "kind"), []byte(name), 0o600))
+			kind.prepare(t, dir)
+			f(t, dir, func() *keyhold.Manager {
+				s, err := storeIn(t.Context(), dir)
+				must(t, err)
+				t.Cleanup(func() { must(t, s.Close()) })
+				return newManager(t, s, root)
+			})
+		})
 	}
 }
 
 // 32 processes make tables, installation, and the same scopes at once.
 func TestProcessesCreateOneOfEach(t *testing.T) {
-	dir, open := fleet(t)
-	race(t, dir, "create", 32)
-	m, _ := open()
-	n := 0
-	for scope, err := range m.Scopes(t.Context()) {
-		must(t, err)
-		keys, err := m.Keys(t.Context(), scope)
-		must(t, err)
-		if len(keys) != 3 || len(keys[0].Versions) != 1 || len(keys[1].Versions) != 1 {
-			t.Errorf("scope %q has %d keys", scope, len(keys))
+	fleets(t, func(t *testing.T, dir string, open func() *keyhold.Manager) {
+		race(t, dir, "create", 32)
+		m := open()
+		n := 0
+		for scope, err := range m.Scopes(t.Context()) {
+			must(t, err)
+			keys, err := m.Keys(t.Context(), scope)
+			must(t, err)
+			if len(keys) != 3 || len(keys[0].Versions) != 1 || len(keys[1].Versions) != 1 {
+				t.Errorf("scope %q has %d keys", scope, len(keys))
+			}
+			n++
 		}
-		n++
-	}
-	if n != 5 {
-		t.Errorf("%d scopes, want 5", n)
-	}
-	checked(t, m)
+		if n != 5 {
+			t.Errorf("%d scopes, want 5", n)
+		}
+		checked(t, m)
+	})
 }
 
 func TestProcessesRotate(t *testing.T) {
-	dir, open := fleet(t)
-	m, _ := open()
-	must(t, m.CreateScope(t.Context(), tenant))
-	ct := sealed(t, m, ref, "before", keyhold.AAD{})
-	race(t, dir, "rotate if", 16)
-	if got := states(t, m, ref); got != "1:retired 2:active" {
-		t.Error(got)
-	}
-	race(t, dir, "rotate", 16)
-	keys, err := m.Keys(t.Context(), tenant)
-	must(t, err)
-	if keys[1].Head != 50 {
-		t.Errorf("head is %d, want 50", keys[1].Head)
-	}
-	opens(t, m, ref, ct, keyhold.AAD{}, "before")
-	checked(t, m)
+	fleets(t, func(t *testing.T, dir string, open func() *keyhold.Manager) {
+		m := open()
+		must(t, m.CreateScope(t.Context(), tenant))
+		ct := sealed(t, m, ref, "before", keyhold.AAD{})
+		race(t, dir, "rotate if", 16)
+		if got := states(t, m, ref); got != "1:retired 2:active" {
+			t.Error(got)
+		}
+		race(t, dir, "rotate", 16)
+		keys, err := m.Keys(t.Context(), tenant)
+		must(t, err)
+		if keys[1].Head != 50 {
+			t.Errorf("head is %d, want 50", keys[1].Head)
+		}
+		opens(t, m, ref, ct, keyhold.AAD{}, "before")
+		checked(t, m)
+	})
 }
 
 func TestOneProcessOpensWhatAnotherSealed(t *testing.T) {
-	dir, open := fleet(t)
-	m, _ := open()
-	must(t, m.CreateScope(t.Context(), tenant))
-	race(t, dir, "seal", 4)
-	files, err := filepath.Glob(filepath.Join(dir, "sealed-*"))
-	must(t, err)
-	if len(files) != 4 {
-		t.Fatalf("%d files", len(files))
-	}
-	for _, name := range files {
-		ct, err := os.ReadFile(name)
+	fleets(t, func(t *testing.T, dir string, open func() *keyhold.Manager) {
+		m := open()
+		must(t, m.CreateScope(t.Context(), tenant))
+		race(t, dir, "seal", 4)
+		files, err := filepath.Glob(filepath.Join(dir, "sealed-*"))
 		must(t, err)
-		opens(t, m, ref, ct, keyhold.Context("a"), "from another process")
-	}
+		if len(files) != 4 {
+			t.Fatalf("%d files", len(files))
+		}
+		for _, name := range files {
+			ct, err := os.ReadFile(name)
+			must(t, err)
+			opens(t, m, ref, ct, keyhold.Context("a"), "from another process")
+		}
+	})
 }
 
 // What the operating system says of the files is in the error, so that somebody can do something about it.

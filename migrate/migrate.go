@@ -1,7 +1,7 @@
 // Package migrate renders a store's migration files for one installation, and applies them with golang-migrate.
 //
-// The files are templates, kept beside their store and named as golang-migrate wants it: NNNN_name.up.sql. There are no
-// down files: going down would destroy keys.
+// The files are templates, kept beside their store and named as golang-migrate wants it: NNNN_name.up.sql. There are
+// no down files: going down would destroy keys.
 package migrate
 
 import (
@@ -15,16 +15,20 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 )
 
 // DefaultPrefix is the prefix of table names that an empty one stands for.
 const DefaultPrefix = "kms"
 
+// maxSchemaLen is the longest identifier of PostgreSQL, which would cut a longer one.
+const maxSchemaLen = 63
+
 // MaxPrefixLen is the longest prefix, in bytes: with it the longest name fits into PostgreSQL's 63 bytes.
 const MaxPrefixLen = 24
 
-// ScopeType is the type of the column with the scope's id, so that a foreign key to the application's own table fits.
-// Empty is [Text].
+// ScopeType is the type of the column with the scope's id, so that a foreign key to the application's own table
+// fits. Empty is [Text].
 type ScopeType string
 
 // The types of scope ids.
@@ -37,16 +41,19 @@ const (
 // Options says how migrations are rendered. The zero value is the defaults.
 type Options struct {
 	// Prefix begins the name of every table, constraint, index and trigger: a lower-case letter, then lower-case
-	// letters, digits and underscores, at most [MaxPrefixLen]. It does not begin as the databases' own names do, with
-	// "sqlite" or "pg_". Empty is [DefaultPrefix].
+	// letters, digits and underscores, at most [MaxPrefixLen]. It does not begin as the databases' own names do,
+	// with "sqlite" or "pg_". Empty is [DefaultPrefix].
 	Prefix string
+
+	// Schema is the schema that the tables are in, where the database has schemas. Empty is the connection's own.
+	Schema string
 
 	ScopeType ScopeType
 
-	// ScopeTable and ScopeColumn, both or neither, are the application's table of scopes and the column of their ids.
-	// Root keys then have a foreign key to it, with cascades on delete and update. It is for databases that cannot add
-	// a foreign key to a table later on, as SQLite cannot; the table may be made afterwards. It cannot be changed
-	// later.
+	// ScopeTable and ScopeColumn, both or neither, are the application's table of scopes and the column of their
+	// ids. Root keys then have a foreign key to it, with cascades on delete and update. It is for databases that
+	// cannot add a foreign key to a table later on, as SQLite cannot; the table may be made afterwards. It cannot be
+	// changed later.
 	ScopeTable, ScopeColumn string
 
 	// First is the number of the first file; the others follow it without gaps. Zero keeps the numbers as they are,
@@ -59,10 +66,12 @@ type Options struct {
 
 // Source is a store's migration templates. In them, {prefix} is the prefix, {scope_type} and {scope_check} are the
 // column type of the scope's id and the condition on it, {scope_reference} is the foreign key to the application's
-// table.
+// table. {schema} is the schema, quoted and with a dot after it, or nothing; {function_options} lets a function find
+// the tables later where {schema} is nothing.
 type Source struct {
-	Files fs.FS                     // *.up.sql, in the root folder
-	Scope map[ScopeType]ScopeColumn // for each type that the store knows
+	Files   fs.FS                     // *.up.sql, in the root folder
+	Scope   map[ScopeType]ScopeColumn // for each type that the store knows
+	Schemas bool                      // whether the database has schemas
 }
 
 // ScopeColumn is a scope type in the words of a database.
@@ -101,6 +110,8 @@ func (o Options) Checked() (Options, error) {
 		return o, &OptionError{"scope type", string(o.ScopeType), "it has to be text, uuid or bigint"}
 	case (o.ScopeTable == "") != (o.ScopeColumn == ""):
 		return o, &OptionError{"scope table", o.ScopeTable + "." + o.ScopeColumn, "table and column have to be given together"}
+	case len(o.Schema) > maxSchemaLen || strings.ContainsRune(o.Schema, 0) || !utf8.ValidString(o.Schema):
+		return o, &OptionError{"schema", o.Schema, fmt.Sprintf("it has to be text of at most %d bytes, without a zero byte", maxSchemaLen)}
 	case strings.ContainsRune(o.ScopeTable+o.ScopeColumn, 0):
 		return o, &OptionError{"scope table", o.ScopeTable + "." + o.ScopeColumn, "it contains a zero byte"}
 	case !nameForm.MatchString(o.Name):
@@ -114,8 +125,8 @@ func (o Options) Checked() (Options, error) {
 // Quote is an identifier as SQL has it, in double quotes.
 func Quote(identifier string) string { return `"` + strings.ReplaceAll(identifier, `"`, `""`) + `"` }
 
-// FS renders the templates of src into files that golang-migrate runs, alone or among an application's own. The error
-// is an [*OptionError] if o is what is wrong.
+// FS renders the templates of src into files that golang-migrate runs, alone or among an application's own. The
+// error is an [*OptionError] if o is what is wrong.
 func FS(src Source, o Options) (fs.FS, error) {
 	o, err := o.Checked()
 	if err != nil {
@@ -125,16 +136,25 @@ func FS(src Source, o Options) (fs.FS, error) {
 	if !ok {
 		return nil, &OptionError{"scope type", string(o.ScopeType), "this database has none"}
 	}
+	if o.Schema != "" && !src.Schemas {
+		return nil, &OptionError{"schema", o.Schema, "this database has none"}
+	}
+	schema, functionOptions := "", "set search_path from current "
+	if o.Schema != "" {
+		schema, functionOptions = Quote(o.Schema)+".", ""
+	}
 	reference := ""
 	if o.ScopeTable != "" {
 		reference = fmt.Sprintf(",\n    constraint %s_root_key_scope_id_fkey foreign key (scope_id)\n"+
 			"        references %s (%s) on delete cascade on update cascade", o.Prefix, Quote(o.ScopeTable), Quote(o.ScopeColumn))
 	}
 	words := map[string]string{
-		"{prefix}":          o.Prefix,
-		"{scope_type}":      column.Type,
-		"{scope_check}":     column.Check,
-		"{scope_reference}": reference,
+		"{prefix}":           o.Prefix,
+		"{schema}":           schema,
+		"{function_options}": functionOptions,
+		"{scope_type}":       column.Type,
+		"{scope_check}":      column.Check,
+		"{scope_reference}":  reference,
 	}
 	files, err := List(src.Files)
 	if err != nil {

@@ -69,6 +69,25 @@ func TestRendering(t *testing.T) {
 	}
 }
 
+func TestRenderingOfSchemas(t *testing.T) {
+	src := source
+	src.Schemas = true
+	src.Files = fstest.MapFS{"0001_a.up.sql": {Data: []byte("create function {schema}{prefix}_a() {function_options}as 'b';")}}
+	for schema, want := range map[string]string{
+		"":           "create function kms_a() set search_path from current as 'b';",
+		`the "keys"`: `create function "the ""keys""".kms_a() as 'b';`,
+	} {
+		fsys, err := FS(src, Options{Schema: schema})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := fs.ReadFile(fsys, "0001_a.up.sql")
+		if err != nil || string(got) != want {
+			t.Errorf("schema %q: %s, %v; want %s", schema, got, err, want)
+		}
+	}
+}
+
 func TestOptionsThatCannotBeUsed(t *testing.T) {
 	for name, o := range map[string]Options{
 		"prefix with a hyphen":         {Prefix: "a-b"},
@@ -86,6 +105,9 @@ func TestOptionsThatCannotBeUsed(t *testing.T) {
 		"file name with a slash":       {Name: "../"},
 		"file name with a dot":         {Name: "a."},
 		"number that is too great":     {First: 1 << 40},
+		"schema the source lacks":      {Schema: "keys"},
+		"schema that is too long":      {Schema: strings.Repeat("a", maxSchemaLen+1)},
+		"schema with a zero byte":      {Schema: "a\x00"},
 	} {
 		var option *OptionError
 		if _, err := FS(source, o); !errors.As(err, &option) || option.Option == "" {
@@ -100,7 +122,7 @@ func TestSourcesThatAreNoMigrations(t *testing.T) {
 		"a stranger":            {"0001_a.up.sql": {}, "README": {}},
 		"a way down":            {"0001_a.up.sql": {}, "0001_a.down.sql": {}},
 		"a number too great":    {"99999999999_a.up.sql": {}},
-		"an unknown word in it": {"0001_a.up.sql": {Data: []byte("{schema}")}},
+		"an unknown word in it": {"0001_a.up.sql": {Data: []byte("{table}")}},
 	} {
 		if _, err := FS(Source{Files: files, Scope: source.Scope}, Options{}); err == nil {
 			t.Errorf("%s was rendered", name)

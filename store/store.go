@@ -1,7 +1,8 @@
 // Package store is the contract between keyhold and a database that holds wrapped keys.
 //
-// A store keeps rows and the rules that hold between them. It never sees an opened key: everything that it is given is
-// wrapped, and nothing that it returns is trusted before its manifest was checked. The rules that every store keeps:
+// A store keeps rows and the rules that hold between them. It never sees an opened key: everything that it is given
+// is wrapped, and nothing that it returns is trusted before its manifest was checked. The rules that every store
+// keeps:
 //
 //   - One root key for a scope; one data key for a root key and purpose; one version for a key and number.
 //   - The numbers of a key's versions and tombstones together are 1, 2, 3 and so on: none is skipped, none comes twice.
@@ -10,8 +11,8 @@
 //   - A key's manifest changes only from the sequence number that the caller saw to the next one.
 //   - A version that is deleted leaves a tombstone, also when the application's own delete cascaded to it.
 //
-// The stores are sqlitestore and, as the executable specification and for tests, memstore; storetest holds them to this
-// contract.
+// The stores are sqlitestore, pgstore and, as the executable specification and for tests, memstore; storetest holds
+// them to this contract.
 package store
 
 import (
@@ -31,8 +32,8 @@ type Store interface {
 	// CheckSchema returns nil if the tables are there in [SchemaVersion], and a [*SchemaError] if they are not.
 	CheckSchema(ctx context.Context) error
 
-	// Migrate brings the tables to [SchemaVersion], all or nothing; where they are there already, it does nothing. Any
-	// number of processes may do it at once, and all succeed. A [*SchemaError] if the tables are newer, or not
+	// Migrate brings the tables to [SchemaVersion], all or nothing; where they are there already, it does nothing.
+	// Any number of processes may do it at once, and all succeed. A [*SchemaError] if the tables are newer, or not
 	// keyhold's.
 	Migrate(ctx context.Context) error
 
@@ -40,8 +41,8 @@ type Store interface {
 	// untouched.
 	Initialize(ctx context.Context, in Installation) error
 
-	// Integrity asks the database itself what is wrong with the tables: broken references, damaged pages, rows that no
-	// constraint could refuse. One sentence for each; none if all is well. It reads everything.
+	// Integrity asks the database itself what is wrong with the tables: broken references, damaged pages, rows that
+	// no constraint could refuse. One sentence for each; none if all is well. It reads everything.
 	Integrity(ctx context.Context) ([]string, error)
 
 	// Close releases what the store opened, and nothing that it was given. The store cannot be used afterwards.
@@ -53,9 +54,9 @@ type Store interface {
 // store's InTx makes it.
 type Tx struct{ Queries }
 
-// Queries is what can be asked of the tables, by a [Store] or inside a [Tx]. Every read is one statement, so that what
-// it returns fits together. Times are seconds since 1970 by the database's clock. Returned slices belong to the caller,
-// and given ones are not kept.
+// Queries is what can be asked of the tables, by a [Store] or inside a [Tx]. Every read is one statement, so that
+// what it returns fits together. Times are seconds since 1970 by the database's clock. Returned slices belong to the
+// caller, and given ones are not kept.
 //
 // Besides the errors named, every call may return the context's error or [ErrUnavailable], when nothing was changed;
 // every call that writes also [ErrUnknownOutcome], when it is unknown whether all of it or nothing was.
@@ -67,8 +68,8 @@ type Queries interface {
 	// empty if there is none; [ErrNotFound] if there is no such scope. Now is right in both cases.
 	Key(ctx context.Context, ref key.Ref) (Family, error)
 
-	// KeyOfVersion reads the key that has the version with the given id, live or as a tombstone, together with its root
-	// key. [ErrNotFound] if no existing key has.
+	// KeyOfVersion reads the key that has the version with the given id, live or as a tombstone, together with its
+	// root key. [ErrNotFound] if no existing key has.
 	KeyOfVersion(ctx context.Context, id key.ID) (Family, error)
 
 	// Scope reads the root key of a scope and all its data keys, by purpose. [ErrNotFound] as for Key.
@@ -78,20 +79,20 @@ type Queries interface {
 	// given one, or from the beginning if that is empty.
 	Scopes(ctx context.Context, after key.Scope, limit int) ([]key.Scope, error)
 
-	// Create inserts root keys and data keys with their versions and says how many keys it inserted. One whose name is
-	// taken (the scope, or root key and purpose) is left out with its versions, and so is a data key whose root key is
-	// not there: whoever loses a race reads again. Keys are inserted in the order given. [ErrForeignKey] if the
-	// application's tables refuse the scope; nothing is inserted then. It does nothing unless inst is the
+	// Create inserts root keys and data keys with their versions and says how many keys it inserted. One whose name
+	// is taken (the scope, or root key and purpose) is left out with its versions, and so is a data key whose root
+	// key is not there: whoever loses a race reads again. Keys are inserted in the order given. [ErrForeignKey] if
+	// the application's tables refuse the scope; nothing is inserted then. It does nothing unless inst is the
 	// installation's.
 	Create(ctx context.Context, inst [16]byte, keys []Key) (int, error)
 
-	// Update changes one key, all or nothing. [ErrConflict] if the key's sequence number is not u.From, if the key is
-	// not there, or if u.Inst is not the installation; [ErrForeignKey] if something refers to a version that was to be
-	// destroyed.
+	// Update changes one key, all or nothing. [ErrConflict] if the key's sequence number is not u.From, if the key
+	// is not there, or if u.Inst is not the installation; [ErrForeignKey] if something refers to a version that was
+	// to be destroyed.
 	Update(ctx context.Context, u Update) error
 
-	// Rewrap replaces wrapped keys by others of the same keys, each only where the stored one is still the old one, and
-	// says how many it replaced. It leaves out versions that are not there, and does nothing unless inst is the
+	// Rewrap replaces wrapped keys by others of the same keys, each only where the stored one is still the old one,
+	// and says how many it replaced. It leaves out versions that are not there, and does nothing unless inst is the
 	// installation's.
 	Rewrap(ctx context.Context, inst [16]byte, rows []Rewrap) (int, error)
 }

@@ -1,0 +1,42 @@
+-- What each role of roles.sql may do with the tables. Run it as the tables' owner, a member of kms_migration, after
+-- every "keyhold migrate up". Running it again changes nothing.
+
+-- Application.
+
+grant select on
+    kms_schema_version, kms_installation, kms_root_slot, kms_root_key, kms_root_key_version, kms_data_key,
+    kms_data_key_version, kms_tombstone, kms_epoch
+to kms_application;
+
+-- New keys and versions. Nobody fills in what the database counts.
+grant insert on kms_root_key, kms_root_key_version, kms_data_key, kms_data_key_version to kms_application;
+
+-- Triggers write that something changed, and the tombstones of what was deleted. They have the rights of whoever sets
+-- them off, also where that was the delete of a tenant that cascaded to its keys. (A tombstone of a version that is
+-- there is refused, and a manifest names those of its key: one that somebody made up is found.)
+grant insert (bucket, n) on kms_epoch to kms_application;
+grant insert (key_id, version, private_id, kind, alg, commitment) on kms_tombstone to kms_application;
+
+-- Rotation moves the head and the manifest over it, and changes the states of versions. What identifies a row, and its
+-- scope, is not among the columns.
+grant update (seq, head_version, rotate_every, max_messages, rotate_at, ik_kid, mac) on kms_root_key, kms_data_key
+to kms_application;
+grant update (state) on kms_root_key_version, kms_data_key_version to kms_application;
+
+-- Rewrapping replaces a wrapped key by the same key, wrapped under the newest parent.
+grant update (key, ik_kid) on kms_root_key_version to kms_application;
+grant update (key, root_key_version_id) on kms_data_key_version to kms_application;
+
+-- Operator, who is a member of the application's role.
+
+-- The installation is made once; its root slots are changed when the external root is.
+grant insert on kms_installation, kms_root_slot to kms_operator;
+grant update (ik_kid, seq, active_slot, mac) on kms_installation to kms_operator;
+grant update (state, blob, removed) on kms_root_slot to kms_operator;
+
+-- Destroying versions.
+grant delete on kms_root_key_version, kms_data_key_version to kms_operator;
+
+-- Destroying and renaming scopes. Where the application's delete or update of its own tenant cascades to them,
+-- PostgreSQL does it as the owner of the tables, and the application needs neither of these rights.
+grant delete, update (scope_id) on kms_root_key to kms_operator;

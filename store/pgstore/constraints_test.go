@@ -1,0 +1,493 @@
+//go:build postgres
+
+package pgstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"keyhold.example/keyhold/keyholdtest"
+	"keyhold.example/keyhold/migrate"
+)
+
+// row is a row of a table, as SQL expressions by column.
+type row map[string]string
+
+func (r row) with(changes ...string) row {
+	r = maps.Clone(r)
+	for i := 0; i < len(changes); i += 2 {
+		r[changes[i]] = changes[i+1]
+	}
+	return r
+}
+
+func insert(table string, r row) string {
+	columns := slices.Sorted(maps.Keys(r))
+	var values []string
+	for _, c := range columns {
+		values = append(values, r[c])
+	}
+	return fmt.Sprintf("insert into {prefix}_%s (%s) values (%s);", table, strings.Join(columns, ", "), strings.Join(values, ", "))
+}
+
+// bytesOf is n equal bytes.
+func bytesOf(n int) string { return fmt.Sprintf("decode(repeat('5a', %d), 'hex')", n) }
+
+const zeros32 = "decode(repeat('00', 32), 'hex')"
+
+var (
+	slotRow = row{
+		"private_id": "'kr_x'", "number": "9", "wrapper_type": "'local'", "wrapper_key_id": "''", "ik_kid": bytesOf(16), "state": "3", "blob": `'\x01'`,
+	}
+	installationRow = row{"only_row": "1", "inst": bytesOf(16), "ik_kid": bytesOf(16), "seq": "5", "active_slot": "'kr_a'", "mac": bytesOf(32)}
+	tombstoneRow    = row{
+		"key_id": "'krk_other'", "version": "1", "private_id": "'krkv_other'", "kind": "'kek'", "alg": "1", "commitment": zeros32,
+	}
+	keyRow = row{
+		"seq": "5", "head_version": "1", "rotate_every": "60", "max_messages": "0", "rotate_at": "100", "ik_kid": bytesOf(16),
+		"mac": bytesOf(32),
+	}
+	versionRow = row{
+		"version": "1", "state": "2", "alg": "1", "commitment": zeros32, "key": `'\x01'`, "created": "7",
+	}
+	rootKeyRow     = keyRow.with("private_id", "'krk_x'", "scope_id", "'x'")
+	rootVersionRow = versionRow.with("private_id", "'krkv_x'", "root_key_id", "'krk_x'", "ik_kid", bytesOf(16))
+	dataKeyRow     = keyRow.with("private_id", "'kdk_x'", "root_key_id", "'krk_a'", "purpose", "'x'")
+	dataVersionRow = versionRow.with("private_id", "'kdkv_x'", "data_key_id", "'kdk_x'", "root_key_version_id", "'krkv_a2'")
+)
+
+// base is what every case begins with: two root keys, of which a has a retired and an active version, and a data key
+// of a's with a version in each state.
+var base = strings.Join([]string{
+	insert("root_slot", slotRow.with("private_id", "'kr_a'", "number", "1", "state", "2")),
+	insert("root_slot", slotRow.with("private_id", "'kr_gone'", "number", "2", "state", "5", "blob", `''`, "removed", "9")),
+	insert("installation", installationRow),
+	insert("root_key", rootKeyRow.with("private_id", "'krk_a'", "scope_id", "'a'", "head_version", "2")),
+	insert("root_key_version", rootVersionRow.with("private_id", "'krkv_a1'", "root_key_id", "'krk_a'", "state", "3")),
+	insert("root_key_version", rootVersionRow.with("private_id", "'krkv_a2'", "root_key_id", "'krk_a'", "version", "2")),
+	insert("root_key_version", rootVersionRow.with("private_id", "'krkv_a3'", "root_key_id", "'krk_a'", "version", "3", "state", "1")),
+	insert("root_key", rootKeyRow.with("private_id", "'krk_b'", "scope_id", "'b'")),
+	insert("root_key_version", rootVersionRow.with("private_id", "'krkv_b1'", "root_key_id", "'krk_b'")),
+	insert("data_key", dataKeyRow.with("private_id", "'kdk_a'", "purpose", "'a'", "head_version", "2")),
+	insert("data_key_version", dataVersionRow.with("private_id", "'kdkv_a1'", "data_key_id", "'kdk_a'", "state", "3")),
+	insert("data_key_version", dataVersionRow.with("private_id", "'kdkv_a2'", "data_key_id", "'kdk_a'", "version", "2")),
+	insert("data_key_version", dataVersionRow.with("private_id", "'kdkv_a3'", "data_key_id", "'kdk_a'", "version", "3", "state", "1")),
+	insert("tombstone", tombstoneRow),
+}, "\n")
+
+// breaking is SQL that a named constraint, index or trigger has to refuse.
+type breaking struct {
+	name string // without prefix
+	sql  string
+}
+
+// checks are values that the check of one column refuses.
+func checks(table string, r row, column string, values ...string) []breaking {
+	var list []breaking
+	for _, v := range values {
+		list = append(list, breaking{table + "_" + column, insert(table, r.with(column, v))})
+	}
+	return list
+}
+
+var (
+	badBytes16 = []string{bytesOf(15), bytesOf(17), `''`}
+	badBytes32 = []string{bytesOf(31), bytesOf(33), `''`}
+	badID      = func(prefix string) []string {
+		return []string{
+			"''", "'" + prefix + "'", "'x'", "'" + prefix + "é'", "upper('" + prefix + "a')",
+			"'" + prefix + strings.Repeat("a", 65-len(prefix)) + "'",
+		}
+	}
+	dropTrigger = func(names ...string) string {
+		text := ""
+		for _, n := range names {
+			table := n[:strings.LastIndex(n, "_version")+len("_version")]
+			if strings.HasPrefix(n, "tombstone") {
+				table = "tombstone"
+			}
+			text += "drop trigger {prefix}_" + n + " on {prefix}_" + table + "; "
+		}
+		return text
+	}
+	dropIndex = func(table, name string) string {
+		return "alter table {prefix}_" + table + " drop constraint {prefix}_" + name + " cascade; "
+	}
+)
+
+func installationBreaking() []breaking {
+	text := func(n int) string { return "'" + strings.Repeat("a", n) + "'" }
+	return slices.Concat(
+		[]breaking{
+			{"schema_version_pkey", "insert into {prefix}_schema_version (only_row, version) values (1, 2)"},
+			{"schema_version_one", "insert into {prefix}_schema_version (only_row, version) values (2, 2)"},
+			{"schema_version_version", "update {prefix}_schema_version set version = 0"},
+
+			{"root_slot_pkey", insert("root_slot", slotRow.with("private_id", "'kr_a'"))},
+			{"root_slot_number_key", insert("root_slot", slotRow.with("number", "1"))},
+			{"root_slot_one_active", insert("root_slot", slotRow.with("state", "2"))},
+			{"root_slot_blob", insert("root_slot", slotRow.with("blob", `''`))},
+			{"root_slot_removed", insert("root_slot", slotRow.with("removed", "1"))},
+			{"root_slot_removed", insert("root_slot", slotRow.with("state", "5", "blob", `''`))},
+			{"root_slot_removed", insert("root_slot", slotRow.with("state", "5", "blob", `''`, "removed", "0"))},
+			{"root_slot_kept", "delete from {prefix}_root_slot where private_id = 'kr_gone'"},
+			{"root_slot_removed_stays", `update {prefix}_root_slot set state = 3, blob = '\x01', removed = null where private_id = 'kr_gone'`},
+
+			{"installation_pkey", insert("installation", installationRow)},
+			{"installation_one", insert("installation", installationRow.with("only_row", "2"))},
+			{"installation_active_slot_fkey", "update {prefix}_installation set seq = 6, active_slot = 'kr_none'"},
+			{"installation_seq_grows", "update {prefix}_installation set seq = 5, mac = " + zeros32},
+			{"installation_seq_grows", "update {prefix}_installation set mac = " + zeros32},
+			{"installation_kept", "delete from {prefix}_installation"},
+
+			{"tombstone_pkey", dropTrigger("tombstone_dense") + insert("tombstone", tombstoneRow.with("private_id", "'krkv_y'"))},
+			{"tombstone_private_id_key", insert("tombstone", tombstoneRow.with("version", "2"))},
+			{"tombstone_commitment", insert("tombstone", tombstoneRow.with("version", "2", "private_id", "''", "commitment", bytesOf(32)))},
+			{"tombstone_immutable", "update {prefix}_tombstone set destroyed = 1"},
+			{"tombstone_kept", "delete from {prefix}_tombstone"},
+			{"tombstone_not_live", insert("tombstone", tombstoneRow.with("key_id", "'krk_a'", "private_id", "'krkv_y'"))},
+			{"tombstone_not_live", insert("tombstone", tombstoneRow.with("key_id", "'kdk_a'", "private_id", "'kdkv_y'", "kind", "'dek'"))},
+			{"tombstone_not_live", insert("tombstone", tombstoneRow.with("version", "2", "private_id", "'krkv_a1'"))},
+			{"tombstone_not_live", insert("tombstone", tombstoneRow.with("version", "2", "private_id", "'kdkv_a1'"))},
+			{"tombstone_dense", insert("tombstone", tombstoneRow.with("version", "3", "private_id", "'krkv_y'"))},
+			{"tombstone_dense", insert("tombstone", tombstoneRow.with("key_id", "'kdk_a'", "version", "5", "private_id", "'krkv_y'"))},
+
+			{"epoch_pkey", "insert into {prefix}_epoch (id, bucket, n) values (1, 1, 1), (1, 1, 1)"},
+			{"epoch_bucket", "insert into {prefix}_epoch (bucket, n) values (32, 1)"},
+			{"epoch_bucket", "insert into {prefix}_epoch (bucket, n) values (-1, 1)"},
+			{"epoch_n", "insert into {prefix}_epoch (bucket, n) values (1, 0)"},
+		},
+		updates("root_slot", "immutable", "private_id", "'kr_y'", "number", "7",
+			"wrapper_type", "'y'", "wrapper_key_id", "'y'", "ik_kid", bytesOf(15), "created", "1"),
+		updates("installation", "immutable", "only_row", "2", "inst", bytesOf(15), "created", "1"),
+		checks("root_slot", slotRow, "private_id", "''", text(65), "'é'"),
+		checks("root_slot", slotRow, "number", "0", "-1"),
+		checks("root_slot", slotRow, "wrapper_type", "''"),
+		checks("root_slot", slotRow, "ik_kid", badBytes16...),
+		checks("root_slot", slotRow, "state", "1", "4", "6"),
+		checks("root_slot", slotRow, "created", "0"),
+		checks("installation", installationRow, "inst", badBytes16...),
+		checks("installation", installationRow, "ik_kid", badBytes16...),
+		checks("installation", installationRow, "seq", "0"),
+		checks("installation", installationRow, "mac", badBytes32...),
+		checks("installation", installationRow, "created", "0"),
+		checks("tombstone", tombstoneRow, "key_id", "''", text(65), "'é'"),
+		onlyCheck(checks("tombstone", tombstoneRow, "version", "0", "65536"), "tombstone_dense"),
+		checks("tombstone", tombstoneRow, "private_id", text(65), "'é'"),
+		checks("tombstone", tombstoneRow, "kind", "'ik'", "''"),
+		checks("tombstone", tombstoneRow, "alg", "-1", "4"),
+		checks("tombstone", tombstoneRow, "commitment", badBytes32...),
+		checks("tombstone", tombstoneRow, "destroyed", "0"),
+	)
+}
+
+// updates are changes of single columns that a trigger of the table refuses.
+func updates(table, trigger string, columnsAndValues ...string) []breaking {
+	var list []breaking
+	for i := 0; i < len(columnsAndValues); i += 2 {
+		list = append(list, breaking{
+			table + "_" + trigger, "update {prefix}_" + table + " set " + columnsAndValues[i] + " = " + columnsAndValues[i+1],
+		})
+	}
+	return list
+}
+
+// onlyCheck takes a trigger away that would refuse before the check does.
+func onlyCheck(list []breaking, triggers ...string) []breaking {
+	for i := range list {
+		list[i].sql = dropTrigger(triggers...) + list[i].sql
+	}
+	return list
+}
+
+// keyBreaking are the rules that root keys and data keys have in common.
+func keyBreaking(key, version, keyID string, k, v row, a, va string) []breaking {
+	newKey := insert(key, k)
+	pending := v.with(keyID, "'"+a+"_a'", "version", "4", "state", "1")
+	set := func(where, changes string) string {
+		return fmt.Sprintf("update {prefix}_%s set %s where private_id = '%s_%s';", key, changes, a, where)
+	}
+	setVersion := func(n, changes string) string {
+		return fmt.Sprintf("update {prefix}_%s set %s where private_id = '%s_a%s';", version, changes, va, n)
+	}
+	return slices.Concat(
+		[]breaking{
+			{key + "_pkey", insert(key, k.with("private_id", "'"+a+"_a'"))},
+			{key + "_head_version", insert(key, k.with("head_version", "65536"))},
+			{key + "_head_state", insert(key, k.with("head_state", "1"))},
+			{key + "_rotate_at", insert(key, k.with("rotate_every", "0"))},
+			{key + "_head_fkey", newKey},
+			{key + "_head_fkey", newKey + insert(version, v.with("state", "1"))},
+			{key + "_head_fkey", set("a", "seq = 6, head_version = 3")},
+			{key + "_head_fkey", set("a", "seq = 6, head_version = 3") + setVersion("2", "state = 3")},
+			{key + "_seq_grows", set("a", "seq = 5")},
+			{key + "_seq_grows", set("a", "seq = 4")},
+			{key + "_seq_grows", set("a", "mac = "+zeros32)},
+			{key + "_seq_grows", set("a", "rotate_every = 70")},
+			{key + "_head_forward", set("a", "seq = 6, head_version = 1")},
+
+			{version + "_pkey", insert(version, pending.with("private_id", "'"+va+"_a1'"))},
+			{version + "_version_key", dropTrigger(version+"_dense") + insert(version, pending.with("version", "3"))},
+			// Of two indexes that both refuse, the error names the one that was made first.
+			{
+				version + "_state_key", dropTrigger(version+"_dense") + dropIndex(version, version+"_version_key") +
+					insert(version, pending.with("version", "3")),
+			},
+			{version + "_one_active", dropTrigger(version+"_state_new") + insert(version, pending.with("state", "2"))},
+			{version + "_dense", insert(version, pending.with("version", "5"))},
+			{version + "_dense", insert(version, pending.with("version", "3"))},
+			{version + "_dense", "delete from {prefix}_" + version + " where version = 3;" + insert(version, pending.with("version", "3"))},
+			{version + "_not_again", insert(version, pending.with("private_id", "'krkv_other'"))},
+			{version + "_state_new", insert(version, pending.with("state", "2"))},
+			{version + "_state_new", insert(version, pending.with("state", "4"))},
+			{version + "_state_new", insert(version, pending.with("state", "5"))},
+			{version + "_state_change", setVersion("3", "state = 2")},
+			{version + "_state_change", setVersion("3", "state = 3")},
+			{version + "_state_change", setVersion("3", "state = 4")},
+			{version + "_state_change", setVersion("3", "state = 5")},
+			{version + "_state_change", setVersion("2", "state = 3")},
+			{version + "_state_change", setVersion("2", "state = 1")},
+			{version + "_state_change", setVersion("2", "state = 4")},
+			{version + "_state_change", setVersion("1", "state = 2")},
+			{version + "_state_change", setVersion("1", "state = 1")},
+			{version + "_destroyable", "delete from {prefix}_" + version + " where private_id = '" + va + "_a1'"},
+			{version + "_destroyable", "delete from {prefix}_" + version + " where private_id = '" + va + "_a2'"},
+		},
+		updates(key, "immutable", "private_id", "'"+a+"_y'", "created", "1"),
+		updates(version, "immutable", "private_id", "'"+va+"_y'", keyID, "'"+a+"_y'", "version", "9", "alg", "0", "commitment", bytesOf(32),
+			"created", "1"),
+		checks(key, k, "private_id", badID(a+"_")...),
+		checks(key, k, "seq", "0"),
+		checks(key, k, "head_version", "0"),
+		checks(key, k.with("rotate_at", "null"), "rotate_every", "-1"),
+		checks(key, k, "max_messages", "-1"),
+		checks(key, k, "rotate_at", "0", "-1"),
+		checks(key, k, "ik_kid", badBytes16...),
+		checks(key, k, "mac", badBytes32...),
+		checks(key, k, "created", "0"),
+		checks(version, pending, "private_id", badID(va+"_")...),
+		onlyCheck(checks(version, pending, "version", "0", "65536"), version+"_dense"),
+		onlyCheck(checks(version, pending, "state", "0", "5"), version+"_state_new"),
+		checks(version, pending, "alg", "-1", "4"),
+		checks(version, pending, "commitment", badBytes32...),
+		checks(version, pending, "key", `''`),
+		checks(version, pending, "created", "0"),
+	)
+}
+
+func allBreaking() []breaking {
+	pendingRoot := rootVersionRow.with("root_key_id", "'krk_a'", "version", "4", "state", "1")
+	pendingData := dataVersionRow.with("data_key_id", "'kdk_a'", "version", "4", "state", "1")
+	var purposes []string
+	// U+0001 to U+001F, U+007F to U+009F, and Unicode's White_Space at either end.
+	for _, c := range []int{1, 9, 10, 13, 31, 127, 128, 133, 159} {
+		purposes = append(purposes, fmt.Sprintf("'a' || chr(%d) || 'a'", c))
+	}
+	for _, c := range whiteSpace {
+		purposes = append(purposes, fmt.Sprintf("chr(%d) || 'a'", c), fmt.Sprintf("'a' || chr(%d)", c))
+	}
+	return slices.Concat(
+		installationBreaking(),
+		keyBreaking("root_key", "root_key_version", "root_key_id", rootKeyRow, rootVersionRow, "krk", "krkv"),
+		keyBreaking("data_key", "data_key_version", "data_key_id", dataKeyRow, dataVersionRow, "kdk", "kdkv"),
+		checks("root_key", rootKeyRow, "scope_id", "''", "'"+strings.Repeat("é", 256)+"a'", "'a' || chr(10)", "'a' || chr(31) || 'b'",
+			"chr(1)", "chr(127)", "chr(128)", "chr(159)"),
+		checks("data_key", dataKeyRow, "purpose", append(purposes, "''", "'"+strings.Repeat("é", 127)+"aa'")...),
+		checks("root_key_version", pendingRoot, "ik_kid", badBytes16...),
+		checks("root_key_version", pendingRoot, "alg", "2", "3"),
+		updates("data_key", "immutable", "root_key_id", "'krk_b'", "purpose", "'y'"),
+		[]breaking{
+			{"root_key_scope_id_key", insert("root_key", rootKeyRow.with("scope_id", "'a'"))},
+			{"data_key_purpose_key", insert("data_key", dataKeyRow.with("purpose", "'a'"))},
+			{"root_key_version_key_fkey", dropTrigger("root_key_version_state_new") + insert("root_key_version", rootVersionRow)},
+			{"data_key_root_key_fkey", insert("data_key", dataKeyRow.with("root_key_id", "'krk_none'"))},
+			{"data_key_version_key_fkey", dropTrigger("data_key_version_state_new", "data_key_version_parent_insert") +
+				insert("data_key_version", dataVersionRow)},
+			{"data_key_version_parent_fkey", dropTrigger("data_key_version_parent_insert") +
+				insert("data_key_version", pendingData.with("root_key_version_id", "'krkv_none'"))},
+			{"data_key_version_parent_fkey", "update {prefix}_data_key_version set root_key_version_id = 'krkv_a3'; " +
+				"delete from {prefix}_root_key_version where private_id = 'krkv_a3'"},
+			{"data_key_version_parent_insert", insert("data_key_version", pendingData.with("root_key_version_id", "'krkv_b1'"))},
+			{"data_key_version_parent_insert", insert("data_key_version", pendingData.with("root_key_version_id", "'krkv_none'"))},
+			{"data_key_version_parent_insert", insert("root_key_version", pendingRoot.with("alg", "0")) +
+				insert("data_key_version", pendingData.with("root_key_version_id", "'krkv_x'"))},
+			{"data_key_version_parent_update", "update {prefix}_data_key_version set root_key_version_id = 'krkv_b1'"},
+		},
+	)
+}
+
+// whiteSpace is Unicode's White_Space, as an SQL list of code points is to have it.
+var whiteSpace = []int{
+	0x09, 0x0a, 0x0b, 0x0c, 0x0d, 0x20, 0x85, 0xa0, 0x1680, 0x2000, 0x2001, 0x2002, 0x2003, 0x2004, 0x2005, 0x2006, 0x2007, 0x2008,
+	0x2009, 0x200a, 0x2028, 0x2029, 0x202f, 0x205f, 0x3000,
+}
+
+func migrated(t testing.TB, c Config) *Store {
+	t.Helper()
+	s := byOpen(t, c, keyholdtest.Postgres(t))
+	must(t, s.Migrate(context.WithoutCancel(t.Context())))
+	return s
+}
+
+// onBase is a transaction with base in it and all foreign keys checked at once, rolled back when the test is over.
+func onBase(t *testing.T, s *Store) pgx.Tx {
+	t.Helper()
+	ctx := context.WithoutCancel(t.Context())
+	tx, err := s.Pool().Begin(ctx)
+	must(t, err)
+	t.Cleanup(func() { _ = tx.Rollback(ctx) })
+	// Events that wait for the commit would be in the way of a later drop of a trigger.
+	_, err = tx.Exec(ctx, rendered(s, base+"; set constraints all immediate; set constraints all deferred"))
+	must(t, err)
+	return tx
+}
+
+func TestEveryRuleOfTheTablesRefuses(t *testing.T) {
+	s := migrated(t, Config{})
+	for i, b := range allBreaking() {
+		t.Run(fmt.Sprintf("%s/%d", b.name, i), func(t *testing.T) {
+			// Setting constraints to immediate is when what is deferred is refused.
+			_, err := onBase(t, s).Exec(t.Context(), rendered(s, b.sql+"; set constraints all immediate"))
+			var refusal *pgconn.PgError
+			if !errors.As(err, &refusal) || refusal.ConstraintName != "kms_"+b.name || refusal.Code[:2] != "23" {
+				t.Errorf("%s\n%v; want a violation of %s", b.sql, err, b.name)
+			}
+		})
+	}
+}
+
+// effects are the triggers that refuse nothing: SQL, and what it leaves.
+var effects = []struct{ name, sql, query, want string }{
+	{
+		"root_key_epoch_update", "update {prefix}_root_key set seq = 9 where private_id = 'krk_a'",
+		epochs, "10:1",
+	},
+	{
+		"root_key_epoch_update", "update {prefix}_root_key set scope_id = 'renamed' where private_id = 'krk_b'",
+		epochs, "11:1",
+	},
+	{"data_key_epoch_update", "update {prefix}_data_key set seq = 9", epochs, "10:1"},
+	{"root_key_epoch_delete", "delete from {prefix}_root_key where private_id = 'krk_b'", epochs, "11:2"},
+	{"data_key_epoch_delete", "delete from {prefix}_data_key", epochs, "10:4"},
+	{
+		"root_key_version_bury", "delete from {prefix}_root_key_version where private_id = 'krkv_a3'",
+		"select key_id || version || private_id || kind || alg || octet_length(commitment) from {prefix}_tombstone where private_id = 'krkv_a3'",
+		"krk_a3krkv_a3kek132",
+	},
+	{
+		"data_key_version_bury", "delete from {prefix}_data_key_version where private_id = 'kdkv_a3'",
+		"select key_id || version || private_id || kind || alg || octet_length(commitment) from {prefix}_tombstone where private_id = 'kdkv_a3'",
+		"kdk_a3kdkv_a3dek132",
+	},
+	{
+		"root_key_version_bury", "delete from {prefix}_root_key where private_id = 'krk_a'",
+		"select string_agg(private_id, ',' order by private_id) from {prefix}_tombstone where key_id like '%_a'",
+		"kdkv_a1,kdkv_a2,kdkv_a3,krkv_a1,krkv_a2,krkv_a3",
+	},
+	{
+		// In the order of the numbers, whatever that of the rows on the pages: an update moves a row.
+		"data_key_version_bury", `update {prefix}_data_key_version set key = '\x02' where version = 1; delete from {prefix}_data_key`,
+		"select string_agg(version::text, ',' order by ctid) from {prefix}_tombstone where key_id = 'kdk_a'", "1,2,3",
+	},
+	{
+		"root_key_epoch_update", "update {prefix}_root_key set private_id = private_id, seq = 9 where private_id = 'krk_a'",
+		epochs, "10:1",
+	},
+}
+
+const epochs = "select string_agg(bucket || ':' || n, ',' order by bucket) from (select bucket, sum(n) as n from {prefix}_epoch group by 1) e"
+
+func TestTriggersLeaveTombstonesAndEpochs(t *testing.T) {
+	s := migrated(t, Config{})
+	for i, e := range effects {
+		t.Run(fmt.Sprintf("%s/%d", e.name, i), func(t *testing.T) {
+			tx := onBase(t, s)
+			_, err := tx.Exec(t.Context(), rendered(s, e.sql))
+			must(t, err)
+			var got string
+			must(t, tx.QueryRow(t.Context(), rendered(s, e.query)).Scan(&got))
+			if got != e.want {
+				t.Errorf("%s\nleft %s; want %s", e.sql, got, e.want)
+			}
+		})
+	}
+}
+
+func TestEveryRuleOfTheTablesHasItsTest(t *testing.T) {
+	s := byOpen(t, Config{ScopeTable: "tenant", ScopeColumn: "id"}, keyholdtest.Postgres(t))
+	mustExec(t, s, "create table tenant (id text primary key)")
+	must(t, s.Migrate(t.Context()))
+	found := map[string]bool{}
+	rows, err := s.Pool().Query(t.Context(), `
+		select conname from pg_constraint where conname like 'kms\_%' and contype <> 't' and contype <> 'n'
+		union all select tgname from pg_trigger where not tgisinternal
+		union all select c.relname from pg_index i join pg_class c on c.oid = i.indexrelid where i.indisunique and c.relname like 'kms\_%'
+			and not exists (select 1 from pg_constraint where conindid = i.indexrelid)`)
+	must(t, err)
+	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	must(t, err)
+	for _, name := range names {
+		found[strings.TrimPrefix(name, "kms_")] = true
+	}
+	// Its tests are those of an application's own tables.
+	tested := map[string]bool{"root_key_scope_id_fkey": true}
+	for _, b := range allBreaking() {
+		tested[b.name] = true
+	}
+	for _, e := range effects {
+		tested[e.name] = true
+	}
+	delete(found, "schema_migrations_pkey") // golang-migrate's table
+	if len(found) < 100 {
+		t.Errorf("only %d rules found", len(found))
+	}
+	if d := cmp.Diff(slices.Sorted(maps.Keys(found)), slices.Sorted(maps.Keys(tested))); d != "" {
+		t.Errorf("rules (-in the tables +tested):\n%s", d)
+	}
+}
+
+func TestScopesAreOfTheirColumnsForm(t *testing.T) {
+	for kind, c := range map[migrate.ScopeType]struct{ good, bad []string }{
+		migrate.Text: {
+			good: []string{"'a'", "' a '", "'" + strings.Repeat("a", 512) + "'", "'é' || chr(160)", "'[*?]'"},
+			bad:  []string{"''", "'" + strings.Repeat("a", 513) + "'", "null"},
+		},
+		migrate.UUID: {
+			good: []string{"'0192f3a4-5b6c-7d8e-9fa0-0123456789ab'"},
+			bad:  []string{"''", "'a'", "1", "null"},
+		},
+		migrate.BigInt: {
+			good: []string{"0", "-1", "9223372036854775807"},
+			bad:  []string{"'a'", "9223372036854775808", "''", "null"},
+		},
+	} {
+		s := migrated(t, Config{ScopeType: kind})
+		try := func(scope string) error {
+			tx, err := s.Pool().Begin(t.Context())
+			must(t, err)
+			_, err = tx.Exec(t.Context(), rendered(s, insert("root_key", rootKeyRow.with("scope_id", scope))+
+				insert("root_key_version", rootVersionRow)+"set constraints all immediate"))
+			must(t, tx.Rollback(t.Context()))
+			return err
+		}
+		for _, scope := range c.good {
+			if err := try(scope); err != nil {
+				t.Errorf("%s %s: %v", kind, scope, err)
+			}
+		}
+		for _, scope := range c.bad {
+			if err := try(scope); err == nil {
+				t.Errorf("%s %s was accepted", kind, scope)
+			}
+		}
+	}
+}

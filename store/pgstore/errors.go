@@ -1,0 +1,191 @@
+package pgstore
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"keyhold.example/keyhold/store"
+)
+
+// dbError is an error of the driver's. What a caller gets wraps it, and so the driver's own.
+type dbError struct {
+	err     error
+	state   string // SQLSTATE; empty if the server said nothing, which means that the connection is lost
+	connect bool   // the connection was not made
+}
+
+func (e *dbError) Error() string { return e.err.Error() }
+func (e *dbError) Unwrap() error { return e.err }
+
+func databaseError(err error) error {
+	if err == nil {
+		return nil
+	}
+	var coded interface{ SQLState() string }
+	state := ""
+	if errors.As(err, &coded) {
+		state = coded.SQLState()
+	}
+	return &dbError{err: err, state: state}
+}
+
+func connectError(err error) error {
+	e := databaseError(err).(*dbError) //nolint:errorlint // it was made here
+	e.connect = true
+	return e
+}
+
+func stateOf(err error) string {
+	if e, ok := errors.AsType[*dbError](err); ok {
+		return e.state
+	}
+	return ""
+}
+
+const noSavepoint = "3B001"
+
+// class is what an error of PostgreSQL's means for a caller.
+type class int
+
+const (
+	classOther class = iota // a bug, tampering, or a rule of the tables that refuses
+	classForeignKey
+	classNoTable
+	classLost
+	classReadOnly
+	classSerialization
+	classLocked
+	classInterrupted
+	classFull
+	classDamaged
+	classNotLetIn
+)
+
+// sentences say what is wrong with the database, where its being unavailable is what a caller has to know.
+var sentences = map[class]string{
+	classLost:          "the connection cannot be made, or was lost",
+	classReadOnly:      "the server is read-only, as a standby is",
+	classSerialization: "it was given up in favour of other transactions",
+	classLocked:        "another transaction has locked what is needed for too long",
+	classInterrupted:   "the statement was interrupted",
+	classFull:          "the server has no room, memory or connections left",
+	classDamaged:       "the server cannot read its files",
+	classNotLetIn:      "the server does not let this user in",
+}
+
+// states are SQLSTATEs and their first two characters.
+var states = map[string]class{
+	"":      classLost,
+	"08":    classLost, // connection exception
+	"25006": classReadOnly,
+	"23503": classForeignKey,
+	"40001": classSerialization,
+	"40P01": classSerialization, // deadlock detected
+	"42P01": classNoTable,
+	"53":    classFull, // insufficient resources
+	"55P03": classLocked,
+	"57014": classInterrupted,
+	"57P01": classLost,    // admin shutdown
+	"57P02": classLost,    // crash shutdown
+	"57P03": classLost,    // cannot connect now
+	"57P05": classLost,    // idle session timeout
+	"25P03": classLost,    // idle in transaction session timeout
+	"25P04": classLost,    // transaction timeout
+	"58":    classDamaged, // system error
+	"XX001": classDamaged,
+	"XX002": classDamaged,
+}
+
+func classify(err error) class {
+	e, ok := errors.AsType[*dbError](err)
+	if !ok {
+		return classOther
+	}
+	if errors.Is(err, pgx.ErrTxClosed) || errors.Is(err, sql.ErrTxDone) {
+		return classOther // the application ended its transaction
+	}
+	c, known := states[e.state]
+	if !known && len(e.state) > 2 {
+		c = states[e.state[:2]]
+	}
+	if c == classOther && e.connect {
+		return classNotLetIn
+	}
+	return c
+}
+
+// isLost says whether the connection is of no more use: it is gone, or leads to a server that was replaced.
+func isLost(err error) bool {
+	c := classify(err)
+	return c == classLost || c == classReadOnly
+}
+
+// worthRetrying says whether the whole transaction may succeed if it is run again. Of a commit it never says so,
+// unless the server said that it did not take place.
+func worthRetrying(err error) bool {
+	if errors.Is(err, store.ErrUnknownOutcome) {
+		return false
+	}
+	switch classify(err) {
+	case classLost, classReadOnly, classSerialization:
+		return true
+	case classFull:
+		return stateOf(err) == "53300" // too many connections
+	case classForeignKey:
+		// The root key was there when the statement looked, and is deleted since.
+		return strings.Contains(err.Error(), "_data_key_root_key_fkey")
+	case classOther, classNoTable, classLocked, classInterrupted, classDamaged, classNotLetIn:
+		return false
+	}
+	return false
+}
+
+// refusedByCommit says whether the server answered that nothing was committed.
+func refusedByCommit(err error) bool {
+	state := stateOf(err)
+	return state != "" && state != "40003" && !isLost(err) && classify(err) != classDamaged && !strings.HasPrefix(state, "XX")
+}
+
+// ownReferences are the foreign keys that say that a caller broke a rule. The one from a version to its parent is
+// not among them: that one refuses to let a parent go.
+var ownReferences = []string{
+	"installation_active_slot_fkey", "root_key_head_fkey", "root_key_version_key_fkey",
+	"data_key_head_fkey", "data_key_root_key_fkey", "data_key_version_key_fkey",
+}
+
+func (t *tables) isOwnReference(err error) bool {
+	return slices.ContainsFunc(ownReferences, func(name string) bool {
+		return strings.Contains(err.Error(), `"`+t.options.Prefix+"_"+name+`"`)
+	})
+}
+
+// explain gives an error its context and, if a caller can decide on it, the contract's type. A nil error stays nil.
+func (t *tables) explain(ctx context.Context, doing string, err error) error {
+	if err == nil {
+		return nil
+	}
+	for _, known := range []error{store.ErrUnavailable, store.ErrUnknownOutcome, store.ErrForeignKey, store.ErrConflict, store.ErrNotFound} {
+		if errors.Is(err, known) {
+			return fmt.Errorf("%s: %w", doing, err)
+		}
+	}
+	c := classify(err)
+	if ctxErr := ctx.Err(); ctxErr != nil {
+		return fmt.Errorf("%s: %w", doing, ctxErr)
+	}
+	switch {
+	case c == classForeignKey && !t.isOwnReference(err):
+		return fmt.Errorf("%s: %w (%w)", doing, store.ErrForeignKey, err)
+	case c == classNoTable && strings.Contains(err.Error(), t.options.Prefix+"_"):
+		return fmt.Errorf("%s: %w", doing, &store.SchemaError{Prefix: t.options.Prefix, Want: store.SchemaVersion})
+	case sentences[c] != "":
+		return fmt.Errorf("%s: %w: %s (%w)", doing, store.ErrUnavailable, sentences[c], err)
+	}
+	return fmt.Errorf("%s: %w", doing, err)
+}

@@ -1,0 +1,152 @@
+package pgstore
+
+import (
+	"context"
+	"fmt"
+)
+
+var (
+	// A foreign key, as queries for rows on its one side that the other lacks.
+	orphansQuery = define(`
+select 'root slot ' || i.active_slot || ', which the installation names,'
+from {schema}{prefix}_installation i left join {schema}{prefix}_root_slot s on s.private_id = i.active_slot
+where s.private_id is null
+union all
+select 'the active head of key ' || k.private_id
+from {schema}{prefix}_root_key k left join {schema}{prefix}_root_key_version v
+    on v.root_key_id = k.private_id and v.version = k.head_version and v.state = 2
+where v.private_id is null
+union all
+select 'the active head of key ' || k.private_id
+from {schema}{prefix}_data_key k left join {schema}{prefix}_data_key_version v
+    on v.data_key_id = k.private_id and v.version = k.head_version and v.state = 2
+where v.private_id is null
+union all
+select 'key ' || v.root_key_id || ' of version ' || v.private_id
+from {schema}{prefix}_root_key_version v left join {schema}{prefix}_root_key k on k.private_id = v.root_key_id
+where k.private_id is null
+union all
+select 'key ' || v.data_key_id || ' of version ' || v.private_id
+from {schema}{prefix}_data_key_version v left join {schema}{prefix}_data_key k on k.private_id = v.data_key_id
+where k.private_id is null
+union all
+select 'root key ' || d.root_key_id || ' of data key ' || d.private_id
+from {schema}{prefix}_data_key d left join {schema}{prefix}_root_key k on k.private_id = d.root_key_id
+where k.private_id is null
+union all
+select 'version ' || v.root_key_version_id || ', which wraps version ' || v.private_id || ','
+from {schema}{prefix}_data_key_version v left join {schema}{prefix}_root_key_version p on p.private_id = v.root_key_version_id
+where p.private_id is null
+order by 1`)
+
+	// Each of these is refused by a trigger, which whoever owns the tables can turn off.
+	gapsQuery = define(`
+with numbers (key_id, version) as (
+    select root_key_id, version from {schema}{prefix}_root_key_version
+    union all
+    select data_key_id, version from {schema}{prefix}_data_key_version
+    union all
+    select t.key_id, t.version from {schema}{prefix}_tombstone t
+    where exists (select 1 from {schema}{prefix}_root_key where private_id = t.key_id)
+        or exists (select 1 from {schema}{prefix}_data_key where private_id = t.key_id))
+select key_id from numbers group by key_id
+having min(version) <> 1 or max(version) <> count(*) or count(distinct version) <> count(*)
+order by key_id`)
+
+	strangeParentsQuery = define(`
+select v.private_id
+from {schema}{prefix}_data_key_version v
+join {schema}{prefix}_data_key k on k.private_id = v.data_key_id
+join {schema}{prefix}_root_key_version p on p.private_id = v.root_key_version_id
+where p.root_key_id <> k.root_key_id or p.alg <> 1
+order by v.private_id`)
+
+	rulesOffQuery = define(`
+select 'trigger ' || tgname from pg_trigger
+where tgrelid = any ($1::text[]::regclass[]) and tgenabled <> 'O' and not tgisinternal
+union all
+select 'a foreign key of table ' || tgrelid::regclass::text from pg_trigger
+where tgrelid = any ($1::text[]::regclass[]) and tgenabled <> 'O' and tgisinternal
+union all
+select 'constraint ' || conname from pg_constraint
+where conrelid = any ($1::text[]::regclass[]) and not convalidated
+order by 1`)
+
+	// The catalogue has each check as an expression in parentheses.
+	checksQuery = define(`
+select conrelid::regclass::text, conname::text, pg_get_expr(conbin, conrelid) from pg_constraint
+where conrelid = any ($1::text[]::regclass[]) and contype = 'c'
+order by conname`)
+)
+
+// ownTables are those with rules.
+var ownTables = []string{
+	"schema_version", "root_slot", "installation", "tombstone", "epoch", "root_key", "root_key_version", "data_key", "data_key_version",
+}
+
+// Integrity implements [store.Store]. What is damaged below the tables, as in an index, PostgreSQL's own amcheck
+// finds.
+func (s *Store) Integrity(ctx context.Context) ([]string, error) {
+	found, err := s.integrity(ctx)
+	if err != nil {
+		return nil, s.tables.explain(ctx, "check the integrity", err)
+	}
+	return found, nil
+}
+
+func (s *Store) integrity(ctx context.Context) (found []string, err error) {
+	var names []string
+	for _, name := range ownTables {
+		names = append(names, s.tables.table(name))
+	}
+	var checks []statement
+	for _, c := range []struct {
+		st  statement
+		say string
+	}{
+		{s.tables.statement(orphansQuery), "%s is not there"},
+		{s.tables.statement(gapsQuery), "the versions of key %s are not numbered 1, 2, 3 and so on"},
+		{s.tables.statement(strangeParentsQuery), "version %s is wrapped under what is no version of its root key that wraps"},
+		{s.tables.statement(rulesOffQuery, names), "%s is turned off, or was never checked"},
+	} {
+		list, err := s.list(ctx, c.st, c.say)
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, list...)
+	}
+	st := s.tables.statement(checksQuery, names)
+	st.start = func() { checks = nil }
+	st.row = func(scan func(...any) error) error {
+		var table, name, condition string
+		if err := scan(&table, &name, &condition); err != nil {
+			return err
+		}
+		checks = append(checks, statement{text: fmt.Sprintf(
+			"select '%s: ' || count(*) from %s where not (%s) having count(*) > 0", name, table, condition)})
+		return nil
+	}
+	if err := s.view.read(ctx, st); err != nil {
+		return nil, err
+	}
+	for _, check := range checks {
+		list, err := s.list(ctx, check, "rows that break the constraint %s")
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, list...)
+	}
+	return found, nil
+}
+
+func (s *Store) list(ctx context.Context, st statement, format string) (found []string, err error) {
+	st.start = func() { found = nil }
+	st.row = func(scan func(...any) error) error {
+		var text string
+		err := scan(&text)
+		found = append(found, fmt.Sprintf(format, text))
+		return err
+	}
+	err = s.view.read(ctx, st)
+	return found, err
+}

@@ -1,0 +1,54 @@
+//go:build postgres
+
+package pgstore
+
+import (
+	"strings"
+	"testing"
+)
+
+// TestIntegrityFindsWhatWasDoneByHand takes the rules away first, as whoever owns the tables can.
+func TestIntegrityFindsWhatWasDoneByHand(t *testing.T) {
+	const off, on = "set session_replication_role = replica; ", "; set session_replication_role = default"
+	for name, c := range map[string]struct{ sql, says string }{
+		"a root key that is gone": {
+			off + "delete from kms_root_key where private_id = 'krk_b'" + on, "key krk_b of version krkv_b1 is not there",
+		},
+		"a head that is not active": {
+			off + "update kms_data_key_version set state = 3 where version = 2" + on, "the active head of key kdk_a is not there",
+		},
+		"a slot that is gone": {
+			off + "delete from kms_root_slot where private_id = 'kr_a'" + on, "root slot kr_a, which the installation names, is not there",
+		},
+		"a version that is skipped": {
+			off + "update kms_data_key_version set version = 9 where version = 3" + on, "versions of key kdk_a are not numbered",
+		},
+		"a parent of another scope": {
+			off + "update kms_data_key_version set root_key_version_id = 'krkv_b1' where version = 1" + on, "version kdkv_a1 is wrapped under",
+		},
+		"a trigger that is off": {
+			"alter table kms_tombstone disable trigger kms_tombstone_kept", "trigger kms_tombstone_kept is turned off",
+		},
+		"all triggers off": {
+			"alter table kms_data_key disable trigger all", "a foreign key of table kms_data_key is turned off",
+		},
+		"a value that a check refuses": {
+			"alter table kms_root_key_version drop constraint kms_root_key_version_key; update kms_root_key_version set key = ''; " +
+				"alter table kms_root_key_version add constraint kms_root_key_version_key check (octet_length(key) > 0) not valid",
+			"rows that break the constraint kms_root_key_version_key: 4",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := migrated(t, Config{})
+			mustExec(t, s, base)
+			if found, err := s.Integrity(t.Context()); err != nil || len(found) > 0 {
+				t.Fatalf("Integrity before: %q, %v", found, err)
+			}
+			mustExec(t, s, c.sql)
+			found, err := s.Integrity(t.Context())
+			if err != nil || !strings.Contains(strings.Join(found, "\n"), c.says) {
+				t.Errorf("Integrity: %q, %v; want %q", found, err, c.says)
+			}
+		})
+	}
+}

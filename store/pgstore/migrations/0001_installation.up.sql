@@ -1,0 +1,166 @@
+-- What there is once for an installation. Times are seconds since 1970. Sizes are in bytes.
+--
+-- Text is compared byte by byte (collate "C"), whatever the database's own collation. Where a rule needs other rows than
+-- the one that changes, its trigger has a function of its own, of the same name; the others share the first one.
+
+create function {schema}{prefix}_refuse() returns trigger language plpgsql {function_options}as $$
+begin
+    raise exception '%: %', tg_name, tg_argv[0]
+        using errcode = 'check_violation', constraint = tg_name, table = tg_table_name, schema = tg_table_schema;
+end
+$$;
+
+-- Written by the last migration of each schema version; what a program compares with its own number.
+create table {schema}{prefix}_schema_version (
+    only_row integer not null,
+    version integer not null,
+
+    constraint {prefix}_schema_version_pkey primary key (only_row),
+    constraint {prefix}_schema_version_one check (only_row = 1),
+    constraint {prefix}_schema_version_version check (version >= 1)
+);
+
+-- The installation key sealed by one external root. A removed slot keeps its row, without the blob.
+create table {schema}{prefix}_root_slot (
+    private_id text collate "C" not null,
+    -- The order in which the slots were made, which the MAC over their list depends on.
+    number integer not null,
+    wrapper_type text collate "C" not null,
+    wrapper_key_id text collate "C" not null,
+    ik_kid bytea not null,
+    state smallint not null,
+    blob bytea not null,
+    created bigint not null default floor(extract(epoch from statement_timestamp()))::bigint,
+    removed bigint,
+
+    constraint {prefix}_root_slot_pkey primary key (private_id),
+    constraint {prefix}_root_slot_number_key unique (number),
+    constraint {prefix}_root_slot_number check (number >= 1),
+    -- Equal lengths in characters and in bytes: only ASCII.
+    constraint {prefix}_root_slot_private_id check (
+        length(private_id) = octet_length(private_id)
+        and length(private_id) between 1 and 64),
+    constraint {prefix}_root_slot_wrapper_type check (wrapper_type <> ''),
+    constraint {prefix}_root_slot_ik_kid check (octet_length(ik_kid) = 16),
+    -- 2 active, 3 retired, 5 destroyed.
+    constraint {prefix}_root_slot_state check (state in (2, 3, 5)),
+    constraint {prefix}_root_slot_blob check ((octet_length(blob) = 0) = (state = 5)),
+    constraint {prefix}_root_slot_created check (created > 0),
+    constraint {prefix}_root_slot_removed check ((removed is not null) = (state = 5) and coalesce(removed, 1) > 0)
+);
+
+-- While the installation is rekeyed, each of the two installation keys has an active slot of its own.
+create unique index {prefix}_root_slot_one_active on {schema}{prefix}_root_slot (ik_kid) where state = 2;
+
+create table {schema}{prefix}_installation (
+    only_row integer not null,
+    inst bytea not null,
+    ik_kid bytea not null,
+    seq bigint not null,
+    active_slot text collate "C" not null,
+    mac bytea not null,
+    created bigint not null default floor(extract(epoch from statement_timestamp()))::bigint,
+
+    constraint {prefix}_installation_pkey primary key (only_row),
+    constraint {prefix}_installation_one check (only_row = 1),
+    constraint {prefix}_installation_inst check (octet_length(inst) = 16),
+    constraint {prefix}_installation_ik_kid check (octet_length(ik_kid) = 16),
+    constraint {prefix}_installation_seq check (seq >= 1),
+    constraint {prefix}_installation_mac check (octet_length(mac) = 32),
+    constraint {prefix}_installation_created check (created > 0),
+    constraint {prefix}_installation_active_slot_fkey foreign key (active_slot)
+        references {schema}{prefix}_root_slot (private_id) deferrable initially deferred
+);
+
+create trigger {prefix}_root_slot_immutable
+before update of private_id, number, wrapper_type, wrapper_key_id, ik_kid, created on {schema}{prefix}_root_slot
+for each row
+when (old.private_id is distinct from new.private_id or old.number is distinct from new.number
+    or old.wrapper_type is distinct from new.wrapper_type or old.wrapper_key_id is distinct from new.wrapper_key_id
+    or old.ik_kid is distinct from new.ik_kid or old.created is distinct from new.created)
+execute function {schema}{prefix}_refuse('what identifies a root slot never changes');
+
+create trigger {prefix}_root_slot_removed_stays
+before update on {schema}{prefix}_root_slot
+for each row
+when (old.state = 5)
+execute function {schema}{prefix}_refuse('a removed root slot never changes');
+
+create trigger {prefix}_root_slot_kept
+before delete on {schema}{prefix}_root_slot
+for each row
+execute function {schema}{prefix}_refuse('a root slot is removed by its state, and its row stays');
+
+create trigger {prefix}_installation_immutable
+before update of only_row, inst, created on {schema}{prefix}_installation
+for each row
+when (old.only_row is distinct from new.only_row or old.inst is distinct from new.inst or old.created is distinct from new.created)
+execute function {schema}{prefix}_refuse('what identifies the installation never changes');
+
+create trigger {prefix}_installation_seq_grows
+before update of ik_kid, seq, active_slot, mac on {schema}{prefix}_installation
+for each row
+when (new.seq <= old.seq)
+execute function {schema}{prefix}_refuse('a new manifest needs a greater sequence number');
+
+create trigger {prefix}_installation_kept
+before delete on {schema}{prefix}_installation
+for each row
+execute function {schema}{prefix}_refuse('without its installation no key can be opened');
+
+-- What is kept of a destroyed version. It has no foreign key: it outlives its key.
+create table {schema}{prefix}_tombstone (
+    key_id text collate "C" not null,
+    version integer not null,
+    -- Empty for a number that an import found missing.
+    private_id text collate "C" not null,
+    kind text collate "C" not null,
+    alg smallint not null,
+    commitment bytea not null,
+    destroyed bigint not null default floor(extract(epoch from statement_timestamp()))::bigint,
+
+    constraint {prefix}_tombstone_pkey primary key (key_id, version),
+    constraint {prefix}_tombstone_key_id check (
+        length(key_id) = octet_length(key_id)
+        and length(key_id) between 1 and 64),
+    constraint {prefix}_tombstone_version check (version between 1 and 65535),
+    constraint {prefix}_tombstone_private_id check (
+        length(private_id) = octet_length(private_id)
+        and length(private_id) <= 64),
+    constraint {prefix}_tombstone_kind check (kind in ('kek', 'dek')),
+    constraint {prefix}_tombstone_alg check (alg between 0 and 3),
+    constraint {prefix}_tombstone_commitment check (
+        octet_length(commitment) = 32
+        and (private_id <> '' or commitment = decode(repeat('00', 32), 'hex'))),
+    constraint {prefix}_tombstone_destroyed check (destroyed > 0)
+);
+
+create unique index {prefix}_tombstone_private_id_key on {schema}{prefix}_tombstone (private_id) where private_id <> '';
+
+create trigger {prefix}_tombstone_immutable
+before update on {schema}{prefix}_tombstone
+for each row
+execute function {schema}{prefix}_refuse('a tombstone never changes');
+
+create trigger {prefix}_tombstone_kept
+before delete on {schema}{prefix}_tombstone
+for each row
+execute function {schema}{prefix}_refuse('a tombstone is kept for ever');
+
+-- A change of a key adds a row to one of 32 buckets, so that no two writers wait for one row. A bucket's epoch is the sum
+-- of its rows. The bucket is the first character of a key's id after krk_ or kdk_, as a digit; 0 if it is none.
+create table {schema}{prefix}_epoch (
+    id bigint generated by default as identity,
+    bucket smallint not null,
+    n bigint not null,
+
+    constraint {prefix}_epoch_pkey primary key (id),
+    constraint {prefix}_epoch_bucket check (bucket between 0 and 31),
+    constraint {prefix}_epoch_n check (n >= 1)
+);
+
+create index {prefix}_epoch_bucket_idx on {schema}{prefix}_epoch (bucket, n);
+
+create function {schema}{prefix}_bucket(key_id text) returns smallint language sql immutable parallel safe as $$
+    select greatest(0, strpos('0123456789abcdefghijklmnopqrstuv', nullif(lower(substr(key_id, 5, 1)), '')) - 1)::smallint
+$$;

@@ -1,0 +1,311 @@
+-- The data key of a root key for a purpose.
+create table {schema}{prefix}_data_key (
+    private_id text collate "C" not null,
+    root_key_id text collate "C" not null,
+    purpose text collate "C" not null,
+    seq bigint not null,
+    head_version integer not null,
+    head_state smallint not null default 2,
+    rotate_every bigint not null,
+    max_messages bigint not null,
+    rotate_at bigint,
+    ik_kid bytea not null,
+    mac bytea not null,
+    created bigint not null default floor(extract(epoch from statement_timestamp()))::bigint,
+
+    constraint {prefix}_data_key_pkey primary key (private_id),
+    constraint {prefix}_data_key_purpose_key unique (root_key_id, purpose),
+    constraint {prefix}_data_key_private_id check (
+        length(private_id) = octet_length(private_id)
+        and length(private_id) between 5 and 64
+        and starts_with(private_id, 'kdk_')),
+    -- The characters trimmed are Unicode's White_Space.
+    constraint {prefix}_data_key_purpose check (
+        octet_length(purpose) between 1 and 255
+        and purpose !~ '[\u0001-\u001f\u007f-\u009f]'
+        and purpose = btrim(purpose, U&' \0009\000a\000b\000c\000d\0085\00a0\1680\2000\2001\2002\2003\2004'
+            '\2005\2006\2007\2008\2009\200a\2028\2029\202f\205f\3000')),
+    constraint {prefix}_data_key_seq check (seq >= 1),
+    constraint {prefix}_data_key_head_version check (head_version between 1 and 65535),
+    constraint {prefix}_data_key_head_state check (head_state = 2),
+    constraint {prefix}_data_key_rotate_every check (rotate_every >= 0),
+    constraint {prefix}_data_key_max_messages check (max_messages >= 0),
+    constraint {prefix}_data_key_rotate_at check (rotate_at is null or rotate_at > 0 and rotate_every > 0),
+    constraint {prefix}_data_key_ik_kid check (octet_length(ik_kid) = 16),
+    constraint {prefix}_data_key_mac check (octet_length(mac) = 32),
+    constraint {prefix}_data_key_created check (created > 0),
+    constraint {prefix}_data_key_root_key_fkey foreign key (root_key_id)
+        references {schema}{prefix}_root_key (private_id) on delete cascade
+);
+
+create index {prefix}_data_key_rotate_at_idx on {schema}{prefix}_data_key (rotate_at) where rotate_at is not null;
+
+create trigger {prefix}_data_key_immutable
+before update of private_id, root_key_id, purpose, created on {schema}{prefix}_data_key
+for each row
+when (old.private_id is distinct from new.private_id or old.root_key_id is distinct from new.root_key_id
+    or old.purpose is distinct from new.purpose or old.created is distinct from new.created)
+execute function {schema}{prefix}_refuse('what identifies a data key never changes');
+
+create trigger {prefix}_data_key_seq_grows
+before update of seq, head_version, rotate_every, max_messages, ik_kid, mac on {schema}{prefix}_data_key
+for each row
+when (new.seq <= old.seq)
+execute function {schema}{prefix}_refuse('a new manifest needs a greater sequence number');
+
+create trigger {prefix}_data_key_head_forward
+before update of head_version on {schema}{prefix}_data_key
+for each row
+when (new.head_version < old.head_version)
+execute function {schema}{prefix}_refuse('the head never goes back');
+
+create function {schema}{prefix}_data_key_epoch_update() returns trigger language plpgsql {function_options}as $$
+begin
+    insert into {schema}{prefix}_epoch (bucket, n) values ({schema}{prefix}_bucket(new.private_id), 1);
+    return null;
+end
+$$;
+
+create trigger {prefix}_data_key_epoch_update
+after update of seq on {schema}{prefix}_data_key
+for each row
+execute function {schema}{prefix}_data_key_epoch_update();
+
+create function {schema}{prefix}_data_key_epoch_delete() returns trigger language plpgsql {function_options}as $$
+begin
+    insert into {schema}{prefix}_epoch (bucket, n) values ({schema}{prefix}_bucket(old.private_id), 1);
+    return null;
+end
+$$;
+
+create trigger {prefix}_data_key_epoch_delete
+after delete on {schema}{prefix}_data_key
+for each row
+execute function {schema}{prefix}_data_key_epoch_delete();
+
+create table {schema}{prefix}_data_key_version (
+    private_id text collate "C" not null,
+    data_key_id text collate "C" not null,
+    root_key_version_id text collate "C" not null,
+    version integer not null,
+    state smallint not null,
+    alg smallint not null,
+    commitment bytea not null,
+    -- Wrapped under the root key version.
+    key bytea not null,
+    created bigint not null,
+
+    constraint {prefix}_data_key_version_pkey primary key (private_id),
+    constraint {prefix}_data_key_version_version_key unique (data_key_id, version),
+    -- For the foreign key of the head.
+    constraint {prefix}_data_key_version_state_key unique (data_key_id, version, state),
+    constraint {prefix}_data_key_version_private_id check (
+        length(private_id) = octet_length(private_id)
+        and length(private_id) between 6 and 64
+        and starts_with(private_id, 'kdkv_')),
+    constraint {prefix}_data_key_version_version check (version between 1 and 65535),
+    -- 1 pending, 2 active, 3 retired, 4 disabled. 5, destroyed, is a tombstone.
+    constraint {prefix}_data_key_version_state check (state between 1 and 4),
+    -- 1 messages, 2 raw, 3 blind index, and 0 for what an import brought.
+    constraint {prefix}_data_key_version_alg check (alg between 0 and 3),
+    constraint {prefix}_data_key_version_commitment check (octet_length(commitment) = 32),
+    constraint {prefix}_data_key_version_key check (octet_length(key) > 0),
+    constraint {prefix}_data_key_version_created check (created > 0),
+    constraint {prefix}_data_key_version_key_fkey foreign key (data_key_id)
+        references {schema}{prefix}_data_key (private_id) on delete cascade,
+    -- Not restrict, and not at once: deleting the root key takes both sides, in an order that is not ours.
+    constraint {prefix}_data_key_version_parent_fkey foreign key (root_key_version_id)
+        references {schema}{prefix}_root_key_version (private_id) deferrable initially deferred
+);
+
+-- With head_state: at the end of each transaction the head is there, and active.
+alter table {schema}{prefix}_data_key add constraint {prefix}_data_key_head_fkey
+    foreign key (private_id, head_version, head_state)
+    references {schema}{prefix}_data_key_version (data_key_id, version, state) deferrable initially deferred;
+
+create index {prefix}_data_key_version_parent_idx on {schema}{prefix}_data_key_version (root_key_version_id);
+
+create unique index {prefix}_data_key_version_one_active on {schema}{prefix}_data_key_version (data_key_id) where state = 2;
+
+create function {schema}{prefix}_data_key_version_dense() returns trigger language plpgsql {function_options}as $$
+begin
+    if new.version <> 1 + greatest(
+        (select coalesce(max(version), 0) from {schema}{prefix}_data_key_version where data_key_id = new.data_key_id),
+        (select coalesce(max(version), 0) from {schema}{prefix}_tombstone where key_id = new.data_key_id))
+    then
+        raise exception '%: versions are numbered 1, 2, 3 and so on, none skipped or repeated', tg_name
+            using errcode = 'check_violation', constraint = tg_name, table = tg_table_name, schema = tg_table_schema;
+    end if;
+    return new;
+end
+$$;
+
+create trigger {prefix}_data_key_version_dense
+before insert on {schema}{prefix}_data_key_version
+for each row
+execute function {schema}{prefix}_data_key_version_dense();
+
+create function {schema}{prefix}_data_key_version_not_again() returns trigger language plpgsql {function_options}as $$
+begin
+    if exists (select 1 from {schema}{prefix}_tombstone where private_id = new.private_id and private_id <> '') then
+        raise exception '%: the version of this id was destroyed', tg_name
+            using errcode = 'check_violation', constraint = tg_name, table = tg_table_name, schema = tg_table_schema;
+    end if;
+    return new;
+end
+$$;
+
+create trigger {prefix}_data_key_version_not_again
+before insert on {schema}{prefix}_data_key_version
+for each row
+execute function {schema}{prefix}_data_key_version_not_again();
+
+create function {schema}{prefix}_data_key_version_state_new() returns trigger language plpgsql {function_options}as $$
+begin
+    if new.state <> 2 or not exists (
+        select 1 from {schema}{prefix}_data_key where private_id = new.data_key_id and head_version = new.version)
+    then
+        raise exception '%: a new version is pending, or retired, or the active head', tg_name
+            using errcode = 'check_violation', constraint = tg_name, table = tg_table_name, schema = tg_table_schema;
+    end if;
+    return new;
+end
+$$;
+
+-- Retired ones are what an import brings.
+create trigger {prefix}_data_key_version_state_new
+before insert on {schema}{prefix}_data_key_version
+for each row
+when (new.state not in (1, 3))
+execute function {schema}{prefix}_data_key_version_state_new();
+
+create function {schema}{prefix}_data_key_version_state_change() returns trigger language plpgsql {function_options}as $$
+begin
+    if not (
+        old.state = 1 and new.state = 2 and exists (
+            select 1 from {schema}{prefix}_data_key where private_id = new.data_key_id and head_version = new.version)
+        or old.state = 2 and new.state = 3 and exists (
+            select 1 from {schema}{prefix}_data_key where private_id = new.data_key_id and head_version <> new.version)
+        or old.state = 3 and new.state = 4
+        or old.state = 4 and new.state = 3)
+    then
+        raise exception '%: a version does not go from this state to that one', tg_name
+            using errcode = 'check_violation', constraint = tg_name, table = tg_table_name, schema = tg_table_schema;
+    end if;
+    return new;
+end
+$$;
+
+create trigger {prefix}_data_key_version_state_change
+before update of state on {schema}{prefix}_data_key_version
+for each row
+when (old.state <> new.state)
+execute function {schema}{prefix}_data_key_version_state_change();
+
+create trigger {prefix}_data_key_version_immutable
+before update of private_id, data_key_id, version, alg, commitment, created on {schema}{prefix}_data_key_version
+for each row
+when (old.private_id is distinct from new.private_id or old.data_key_id is distinct from new.data_key_id
+    or old.version is distinct from new.version or old.alg is distinct from new.alg
+    or old.commitment is distinct from new.commitment or old.created is distinct from new.created)
+execute function {schema}{prefix}_refuse('what identifies a version never changes');
+
+-- When a key is deleted, its row is gone before this cascades to its versions, and any of them may go.
+create function {schema}{prefix}_data_key_version_destroyable() returns trigger language plpgsql {function_options}as $$
+begin
+    if exists (select 1 from {schema}{prefix}_data_key where private_id = old.data_key_id) then
+        raise exception '%: only a pending or disabled version can be destroyed', tg_name
+            using errcode = 'check_violation', constraint = tg_name, table = tg_table_name, schema = tg_table_schema;
+    end if;
+    return old;
+end
+$$;
+
+create trigger {prefix}_data_key_version_destroyable
+before delete on {schema}{prefix}_data_key_version
+for each row
+when (old.state not in (1, 4))
+execute function {schema}{prefix}_data_key_version_destroyable();
+
+-- For a statement and not for each row: all rows are gone before the first trigger after them, and tombstones come by
+-- number.
+create function {schema}{prefix}_data_key_version_bury() returns trigger language plpgsql {function_options}as $$
+begin
+    insert into {schema}{prefix}_tombstone (key_id, version, private_id, kind, alg, commitment)
+    select data_key_id, version, private_id, 'dek', alg, commitment from gone order by data_key_id, version;
+    insert into {schema}{prefix}_epoch (bucket, n)
+    select {schema}{prefix}_bucket(data_key_id), count(*) from gone group by 1;
+    return null;
+end
+$$;
+
+create trigger {prefix}_data_key_version_bury
+after delete on {schema}{prefix}_data_key_version
+referencing old table as gone
+for each statement
+execute function {schema}{prefix}_data_key_version_bury();
+
+create function {schema}{prefix}_data_key_version_parent() returns trigger language plpgsql {function_options}as $$
+begin
+    if not exists (
+        select 1
+        from {schema}{prefix}_data_key k
+        join {schema}{prefix}_root_key_version p on p.root_key_id = k.root_key_id
+        where k.private_id = new.data_key_id and p.private_id = new.root_key_version_id and p.alg = 1)
+    then
+        raise exception '%: the parent is no version of the root key that wraps', tg_name
+            using errcode = 'check_violation', constraint = tg_name, table = tg_table_name, schema = tg_table_schema;
+    end if;
+    return new;
+end
+$$;
+
+create trigger {prefix}_data_key_version_parent_insert
+before insert on {schema}{prefix}_data_key_version
+for each row
+execute function {schema}{prefix}_data_key_version_parent();
+
+create trigger {prefix}_data_key_version_parent_update
+before update of root_key_version_id on {schema}{prefix}_data_key_version
+for each row
+when (old.root_key_version_id is distinct from new.root_key_version_id)
+execute function {schema}{prefix}_data_key_version_parent();
+
+-- Here and not with the table, because they look at both kinds of versions.
+create function {schema}{prefix}_tombstone_not_live() returns trigger language plpgsql {function_options}as $$
+begin
+    if exists (select 1 from {schema}{prefix}_root_key_version where root_key_id = new.key_id and version = new.version)
+        or exists (select 1 from {schema}{prefix}_data_key_version where data_key_id = new.key_id and version = new.version)
+        or exists (select 1 from {schema}{prefix}_root_key_version where private_id = new.private_id)
+        or exists (select 1 from {schema}{prefix}_data_key_version where private_id = new.private_id)
+    then
+        raise exception '%: the version is there', tg_name
+            using errcode = 'check_violation', constraint = tg_name, table = tg_table_name, schema = tg_table_schema;
+    end if;
+    return new;
+end
+$$;
+
+create trigger {prefix}_tombstone_not_live
+before insert on {schema}{prefix}_tombstone
+for each row
+execute function {schema}{prefix}_tombstone_not_live();
+
+create function {schema}{prefix}_tombstone_dense() returns trigger language plpgsql {function_options}as $$
+begin
+    if new.version > 1 + greatest(
+        (select coalesce(max(version), 0) from {schema}{prefix}_root_key_version where root_key_id = new.key_id),
+        (select coalesce(max(version), 0) from {schema}{prefix}_data_key_version where data_key_id = new.key_id),
+        (select coalesce(max(version), 0) from {schema}{prefix}_tombstone where key_id = new.key_id))
+    then
+        raise exception '%: versions are numbered 1, 2, 3 and so on, none skipped or repeated', tg_name
+            using errcode = 'check_violation', constraint = tg_name, table = tg_table_name, schema = tg_table_schema;
+    end if;
+    return new;
+end
+$$;
+
+create trigger {prefix}_tombstone_dense
+before insert on {schema}{prefix}_tombstone
+for each row
+execute function {schema}{prefix}_tombstone_dense();

@@ -1,0 +1,324 @@
+//go:build postgres
+
+package pgstore_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/url"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"keyhold.example/keyhold"
+	"keyhold.example/keyhold/key"
+	"keyhold.example/keyhold/keyholdtest"
+	"keyhold.example/keyhold/localroot"
+	"keyhold.example/keyhold/store"
+	"keyhold.example/keyhold/store/pgstore"
+	"keyhold.example/keyhold/store/storetest"
+)
+
+// roles are the three of docs/sql/roles.sql, under names of their own, as all databases of a server share them.
+type roles struct {
+	prefix string
+	rename *strings.Replacer
+	grants sync.Mutex // PostgreSQL refuses two that change the rights on one table at the same time
+}
+
+var roleNames = []string{"application", "operator", "migration"}
+
+func newRoles(t *testing.T) *roles {
+	t.Helper()
+	r := &roles{prefix: fmt.Sprintf("kms_%08x_", rand.Uint32())}
+	var pairs []string
+	for _, name := range roleNames {
+		pairs = append(pairs, "kms_"+name, r.prefix+name)
+	}
+	r.rename = strings.NewReplacer(pairs...)
+	admin := keyholdtest.Postgres(t)
+	for _, st := range r.statements(t, "roles.sql") {
+		if r.ofServer(st) {
+			execAs(t, admin, st)
+		}
+	}
+	for _, name := range roleNames {
+		execAs(t, admin, fmt.Sprintf("create role %s_user login password 'secret of the test' in role %[1]s", r.prefix+name))
+	}
+	t.Cleanup(func() { // when the databases of the subtests, which depend on the roles, are gone
+		for _, name := range roleNames {
+			execAs(t, admin, fmt.Sprintf("drop role %s_user, %[1]s", r.prefix+name))
+		}
+	})
+	return r
+}
+
+// statements are those of a file in docs/sql, one by one.
+func (r *roles) statements(t testing.TB, file string) (statements []string) {
+	t.Helper()
+	text, err := os.ReadFile("../../docs/sql/" + file)
+	must(t, err)
+	var lines []string
+	for line := range strings.Lines(r.rename.Replace(string(text))) {
+		if !strings.HasPrefix(line, "--") {
+			lines = append(lines, line)
+		}
+	}
+	for st := range strings.SplitSeq(strings.Join(lines, ""), ";") {
+		if st = strings.TrimSpace(st); st != "" {
+			statements = append(statements, st)
+		}
+	}
+	return statements
+}
+
+// ofServer says whether a statement is about the roles themselves, which no database has for its own.
+func (r *roles) ofServer(st string) bool {
+	return strings.HasPrefix(st, "create role") || strings.HasPrefix(st, "grant "+r.prefix)
+}
+
+// database makes one where the roles may work, without tables.
+func (r *roles) database(t testing.TB) (dsn string) {
+	t.Helper()
+	dsn = keyholdtest.Postgres(t)
+	for _, st := range r.statements(t, "roles.sql") {
+		if !r.ofServer(st) {
+			execAs(t, dsn, st)
+		}
+	}
+	return dsn
+}
+
+// as is the address for a role's user.
+func (r *roles) as(t testing.TB, role, dsn string) string {
+	t.Helper()
+	u, err := url.Parse(dsn)
+	must(t, err)
+	u.User = url.UserPassword(r.prefix+role+"_user", "secret of the test")
+	return u.String()
+}
+
+func execAs(t testing.TB, dsn, text string, args ...any) {
+	t.Helper()
+	if err := try(t, dsn, text, args...); err != nil {
+		t.Fatalf("%s: %v", text, err)
+	}
+}
+
+func try(t testing.TB, dsn, text string, args ...any) error {
+	t.Helper()
+	ctx := context.WithoutCancel(t.Context())
+	conn, err := pgx.Connect(ctx, dsn)
+	must(t, err)
+	_, err = conn.Exec(ctx, text, args...)
+	return errors.Join(err, conn.Close(ctx))
+}
+
+// divided is the store of an application, beside those of the roles that do what it may not.
+type divided struct {
+	*pgstore.Store
+
+	roles               *roles
+	dsn                 string
+	operator, migration *pgstore.Store
+}
+
+func (r *roles) open(t testing.TB, dsn string) *divided {
+	t.Helper()
+	return &divided{
+		open(t, r.as(t, "application", dsn)), r, dsn,
+		open(t, r.as(t, "operator", dsn)), open(t, r.as(t, "migration", dsn)),
+	}
+}
+
+// Migrate makes the tables as those who migrate do, and gives the others their rights.
+func (s *divided) Migrate(ctx context.Context) error {
+	s.roles.grants.Lock()
+	defer s.roles.grants.Unlock()
+	if err := s.migration.Migrate(ctx); err != nil {
+		return err
+	}
+	text, err := os.ReadFile("../../docs/sql/grants.sql")
+	if err != nil {
+		return err
+	}
+	_, err = s.migration.Pool().Exec(ctx, s.roles.rename.Replace(string(text)), pgx.QueryExecModeSimpleProtocol)
+	return err
+}
+
+func (s *divided) Initialize(ctx context.Context, in store.Installation) error {
+	return s.operator.Initialize(ctx, in)
+}
+
+func (s *divided) Update(ctx context.Context, u store.Update) error {
+	if len(u.Destroy) > 0 {
+		return s.operator.Update(ctx, u)
+	}
+	return s.Store.Update(ctx, u)
+}
+
+// The application's rights are enough for the whole contract of a store, but for the tables, the installation and
+// destroying, which are others' to do.
+func TestConformanceOfTheApplicationsRole(t *testing.T) {
+	r := newRoles(t)
+	asOwner := func(t testing.TB, s store.Store, text string, args ...any) {
+		t.Helper()
+		execAs(t, r.as(t, "migration", s.(*divided).dsn), text, args...)
+	}
+	asOperator := func(t testing.TB, s store.Store, text string, args ...any) {
+		t.Helper()
+		execAs(t, r.as(t, "operator", s.(*divided).dsn), text, args...)
+	}
+	h := harnessOf(nil)
+	begin := h.Begin
+	h.Open = func(t testing.TB) store.Store { return r.open(t, r.database(t)) }
+	h.Reopen = func(t testing.TB, s store.Store) store.Store { return r.open(t, s.(*divided).dsn) }
+	h.Begin = func(t testing.TB, s store.Store) (store.Tx, func() error, func() error) {
+		return begin(t, s.(*divided).Store)
+	}
+	h.DeleteScope = func(t testing.TB, s store.Store, scope key.Scope) {
+		asOperator(t, s, "delete from kms_root_key where scope_id = $1", string(scope))
+	}
+	h.RenameScope = func(t testing.TB, s store.Store, old, renamed key.Scope) {
+		asOperator(t, s, "update kms_root_key set scope_id = $1 where scope_id = $2", string(renamed), string(old))
+	}
+	h.RequireScopes = func(t testing.TB, s store.Store, scopes ...key.Scope) {
+		asOwner(t, s, "create table tenant (id text primary key)")
+		asOwner(t, s, "alter table kms_root_key add foreign key (scope_id) references tenant (id) on delete cascade on update cascade")
+		for _, scope := range scopes {
+			asOwner(t, s, "insert into tenant (id) values ($1)", string(scope))
+		}
+	}
+	h.Refer = func(t testing.TB, s store.Store, id key.ID) {
+		asOwner(t, s, "create table secret (key_id text references kms_data_key_version (private_id))")
+		asOwner(t, s, "insert into secret (key_id) values ($1)", string(id))
+	}
+	storetest.Run(t, h)
+}
+
+func TestRolesAreDeniedWhatIsNotTheirs(t *testing.T) {
+	ctx := t.Context()
+	r := newRoles(t)
+	dsn := r.database(t)
+	s := r.open(t, dsn)
+	must(t, s.Migrate(ctx))
+	root, err := localroot.Generate(t.TempDir() + "/root.key")
+	must(t, err)
+	config := keyhold.Config{Root: root, Purposes: []key.Purpose{"secrets"}, Initialize: true}
+
+	_, err = keyhold.New(ctx, s.Store, config)
+	denied(t, "application", "make the installation", err)
+	operator, err := keyhold.New(ctx, s.operator, config)
+	must(t, err)
+	defer operator.Close()
+
+	// What the application is for, it can do.
+	application, err := keyhold.New(ctx, s.Store, config)
+	must(t, err)
+	defer application.Close()
+	ref := key.Ref{Scope: "a", Purpose: "secrets"}
+	must(t, application.CreateScope(ctx, ref.Scope))
+	_, err = application.Rotate(ctx, ref)
+	must(t, err)
+	_, err = application.Rotate(ctx, key.Ref{Scope: ref.Scope})
+	must(t, err)
+	_, err = application.Rewrap(ctx, ref.Scope)
+	must(t, err)
+
+	everybody := []string{
+		"truncate kms_root_key cascade", "truncate kms_tombstone", "truncate kms_epoch",
+		"drop table kms_data_key_version", "drop table kms_tombstone", "alter table kms_root_key drop constraint kms_root_key_head_fkey",
+		"alter table kms_data_key_version disable trigger all", "alter table kms_root_key owner to current_user",
+		"drop trigger kms_tombstone_kept on kms_tombstone", "create or replace function kms_refuse() returns trigger language plpgsql as 'begin end'",
+		"set session_replication_role = replica",
+		"create table kms_more (a int)", "create function kms_more() returns int language sql as 'select 1'",
+		"create trigger more before update on kms_root_key for each row execute function kms_refuse('x')",
+		"update kms_schema_version set version = 2", "insert into kms_schema_version (only_row, version) values (1, 1)",
+		"update kms_tombstone set destroyed = 1", "delete from kms_tombstone",
+		"delete from kms_installation", "update kms_installation set inst = inst", "delete from kms_root_slot",
+		"update kms_root_slot set wrapper_type = 'x'",
+		"update kms_root_key set private_id = private_id", "update kms_root_key set created = 1",
+		"update kms_data_key set purpose = 'x'", "update kms_data_key set root_key_id = root_key_id", "delete from kms_data_key",
+		"update kms_root_key_version set commitment = commitment", "update kms_data_key_version set version = 7",
+		"update kms_data_key_version set data_key_id = data_key_id", "update kms_epoch set n = 1", "delete from kms_epoch",
+		"insert into kms_epoch (id, bucket, n) overriding system value values (1, 1, 1)",
+		"create role more", "copy kms_root_key to program 'cat'",
+		"create table secret (key_id text references kms_data_key_version (private_id))",
+	}
+	for role, statements := range map[string][]string{
+		"application": append([]string{
+			"insert into kms_installation (only_row, inst, ik_kid, seq, active_slot, mac) select 1, inst, ik_kid, seq, active_slot, mac from kms_installation",
+			"update kms_installation set mac = mac", "update kms_installation set seq = seq + 1",
+			"insert into kms_root_slot select * from kms_root_slot", "update kms_root_slot set state = 3", "update kms_root_slot set blob = blob",
+			"delete from kms_root_key", "update kms_root_key set scope_id = 'b'",
+			"delete from kms_root_key_version", "delete from kms_data_key_version",
+			"insert into kms_tombstone select * from kms_tombstone", "set role " + r.prefix + "operator", "set role " + r.prefix + "migration",
+		}, everybody...),
+		"operator": append([]string{"set role " + r.prefix + "migration"}, everybody...),
+		"migration": {
+			"create role more", "set session_replication_role = replica", "select pg_read_file('/etc/passwd')", "copy kms_root_key to program 'cat'",
+		},
+	} {
+		for _, st := range statements {
+			denied(t, role, st, try(t, r.as(t, role, dsn), st))
+		}
+	}
+	findings, err := application.Check(ctx)
+	must(t, err)
+	for _, f := range findings {
+		t.Errorf("check: %v", f)
+	}
+}
+
+// denied asserts that it was the rights that were not there.
+func denied(t *testing.T, role, what string, err error) {
+	t.Helper()
+	if e, ok := errors.AsType[*pgconn.PgError](err); !ok || e.Code != "42501" {
+		t.Errorf("%s as the %s role: %v, want it denied", what, role, err)
+	}
+}
+
+// An application deletes and renames its tenants by the cascade of its own foreign key, without any right to delete
+// or rename keys.
+func TestCascadesNeedNoRights(t *testing.T) {
+	ctx := t.Context()
+	r := newRoles(t)
+	dsn := r.database(t)
+	s := r.open(t, dsn)
+	must(t, s.Migrate(ctx))
+	owner, user := r.as(t, "migration", dsn), r.as(t, "application", dsn)
+	execAs(t, owner, "create table tenant (id text primary key)")
+	execAs(t, owner, "alter table kms_root_key add foreign key (scope_id) references tenant (id) on delete cascade on update cascade")
+	execAs(t, owner, "grant select, insert, update, delete on tenant to "+r.prefix+"application")
+	root, err := localroot.Generate(t.TempDir() + "/root.key")
+	must(t, err)
+	config := keyhold.Config{Root: root, Purposes: []key.Purpose{"secrets"}, Initialize: true}
+	operator, err := keyhold.New(ctx, s.operator, config)
+	must(t, err)
+	defer operator.Close()
+	m, err := keyhold.New(ctx, s.Store, config)
+	must(t, err)
+	defer m.Close()
+
+	execAs(t, user, "insert into tenant (id) values ('a')")
+	must(t, m.CreateScope(ctx, "a"))
+	execAs(t, user, "update tenant set id = 'b'")
+	if _, err := s.Scope(ctx, "b"); err != nil {
+		t.Errorf("after renaming the tenant: %v", err)
+	}
+	execAs(t, user, "delete from tenant")
+	if _, err := s.Scope(ctx, "b"); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("after deleting the tenant: %v, want ErrNotFound", err)
+	}
+	var tombstones int
+	must(t, s.Pool().QueryRow(ctx, "select count(*) from kms_tombstone").Scan(&tombstones))
+	if tombstones != 2 {
+		t.Errorf("%d tombstones, want one for each version", tombstones)
+	}
+}

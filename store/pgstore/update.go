@@ -1,0 +1,279 @@
+package pgstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"keyhold.example/keyhold/key"
+	"keyhold.example/keyhold/store"
+)
+
+var (
+	updateRootKey = define(`
+update {schema}{prefix}_root_key
+set seq = $4::bigint, head_version = $5::bigint, rotate_every = $6::bigint, max_messages = $7::bigint,
+    rotate_at = nullif($8::bigint, 0), ik_kid = $9::bytea, mac = $10::bytea
+where private_id = $1::text and seq = $2::bigint
+    and exists (select 1 from {schema}{prefix}_installation where inst = $3::bytea)
+returning 1`)
+
+	updateDataKey = define(`
+update {schema}{prefix}_data_key
+set seq = $4::bigint, head_version = $5::bigint, rotate_every = $6::bigint, max_messages = $7::bigint,
+    rotate_at = nullif($8::bigint, 0), ik_kid = $9::bytea, mac = $10::bytea
+where private_id = $1::text and seq = $2::bigint
+    and exists (select 1 from {schema}{prefix}_installation where inst = $3::bytea)
+returning 1`)
+
+	changeRootKeyVersions = define(`
+update {schema}{prefix}_root_key_version v set state = n.new
+from unnest($2::bigint[], $3::bigint[], $4::bigint[]) as n (version, old, new)
+where v.root_key_id = $1::text and v.version = n.version and v.state = n.old
+returning 1`)
+
+	changeDataKeyVersions = define(`
+update {schema}{prefix}_data_key_version v set state = n.new
+from unnest($2::bigint[], $3::bigint[], $4::bigint[]) as n (version, old, new)
+where v.data_key_id = $1::text and v.version = n.version and v.state = n.old
+returning 1`)
+
+	destroyRootKeyVersions = define(`
+delete from {schema}{prefix}_root_key_version where root_key_id = $1::text and version = any ($2::bigint[]) returning 1`)
+	destroyDataKeyVersions = define(`
+delete from {schema}{prefix}_data_key_version where data_key_id = $1::text and version = any ($2::bigint[]) returning 1`)
+
+	// The foreign key says this only at the end of the transaction, which may be the application's. Of a version in
+	// another state there is another reason, which the trigger says.
+	parentsAmong = define(`
+select p.version
+from {schema}{prefix}_root_key_version p
+where p.root_key_id = $1::text and p.version = any ($2::bigint[]) and p.state in (1, 4)
+    and exists (select 1 from {schema}{prefix}_data_key_version v where v.root_key_version_id = p.private_id)
+order by p.version`)
+
+	// The foreign key of the head says this only at the end of the transaction, too.
+	rootHeadIsActive = define(`
+select 1
+from {schema}{prefix}_root_key k
+join {schema}{prefix}_root_key_version v on v.root_key_id = k.private_id and v.version = k.head_version
+where k.private_id = $1::text and v.state = 2`)
+
+	dataHeadIsActive = define(`
+select 1
+from {schema}{prefix}_data_key k
+join {schema}{prefix}_data_key_version v on v.data_key_id = k.private_id and v.version = k.head_version
+where k.private_id = $1::text and v.state = 2`)
+)
+
+// statements are those that exist for both kinds of keys.
+type statements struct{ update, changeStates, destroy, headIsActive, rewrap query }
+
+func of(kind key.Kind) statements {
+	if kind == key.KEK {
+		return statements{updateRootKey, changeRootKeyVersions, destroyRootKeyVersions, rootHeadIsActive, rewrapRootKeyVersions}
+	}
+	return statements{updateDataKey, changeDataKeyVersions, destroyDataKeyVersions, dataHeadIsActive, rewrapDataKeyVersions}
+}
+
+// Update implements [store.Queries]. It takes one round trip besides the commit.
+func (q queries) Update(ctx context.Context, u store.Update) error {
+	err := q.view.write(ctx, func(w *writer) error { return w.update(ctx, &u) })
+	return q.tables.explain(ctx, "update key "+string(u.KeyID), err)
+}
+
+// update goes in an order that the constraints allow: the key's row first, because a version's state depends on
+// which one is the head, and because that row is what others wait for; the old head's retirement before the new
+// one's activation, because only one may be active.
+func (w *writer) update(ctx context.Context, u *store.Update) error {
+	if u.Kind != key.KEK && u.Kind != key.DEK {
+		return fmt.Errorf("a key cannot be of kind %q", u.Kind)
+	}
+	m, err := manifestOf(&u.Manifest, u.RotateAt)
+	if err != nil {
+		return err
+	}
+	from, err := integer(u.From)
+	if err != nil {
+		return store.ErrConflict // nothing stored has such a number
+	}
+	id, invalid := storable(string(u.KeyID)), checkUpdate(u)
+	first := w.tables.statement(of(u.Kind).update, id, from, u.Inst[:],
+		m.seq, m.head, m.rotateEvery, m.maxMessages, u.RotateAt, u.Manifest.IKKID, u.Manifest.MAC)
+	first.done = func(rows int) error {
+		if rows == 0 {
+			return store.ErrConflict
+		}
+		return invalid
+	}
+	batch := []statement{first}
+	if invalid == nil {
+		batch = append(batch, w.changes(id, u)...)
+	}
+	return w.run(ctx, batch...)
+}
+
+// checkUpdate refuses what the tables could not, or not in all cases.
+func checkUpdate(u *store.Update) error {
+	named := slices.Clone(u.Destroy)
+	for _, c := range u.States {
+		named = append(named, c.Number)
+		if !c.From.CanBecome(c.To) || c.To == key.Destroyed {
+			return fmt.Errorf("version %d from %v to %v: it is not allowed", c.Number, c.From, c.To)
+		}
+	}
+	if u.Add != nil {
+		named = append(named, u.Add.Number)
+		if u.Add.State != key.Pending {
+			return fmt.Errorf("version %d is added as %v, not pending", u.Add.Number, u.Add.State)
+		}
+		if err := checkWrapping(u.Kind, u.Add.Parent, u.Add.IKKID); err != nil {
+			return fmt.Errorf("version %d: %w", u.Add.Number, err)
+		}
+	}
+	slices.Sort(named)
+	if len(slices.Compact(slices.Clone(named))) != len(named) {
+		return errors.New("a version is named twice")
+	}
+	return nil
+}
+
+// changes are the statements that come after the key's own row.
+func (w *writer) changes(id string, u *store.Update) (batch []statement) {
+	if u.Add != nil {
+		var r round
+		rows := &r.data
+		if u.Kind == key.KEK {
+			rows = &r.root
+		}
+		rows.add(u.KeyID, u.Add)
+		batch = w.insertVersions(false, &r)
+	}
+	for _, activate := range []bool{false, true} {
+		var numbers, from, to []int64
+		for _, c := range u.States {
+			if (c.To == key.Active) == activate {
+				numbers, from, to = append(numbers, int64(c.Number)), append(from, int64(c.From)), append(to, int64(c.To))
+			}
+		}
+		if len(numbers) > 0 {
+			batch = append(batch, exactly(len(numbers), "a version whose state was to change is not there in that state",
+				w.tables.statement(of(u.Kind).changeStates, id, numbers, from, to)))
+		}
+	}
+	if len(u.Destroy) > 0 {
+		batch = append(batch, w.destroy(id, u)...)
+	}
+	return append(batch, exactly(1, "the head is not there, or not active", w.tables.statement(of(u.Kind).headIsActive, id)))
+}
+
+func (w *writer) destroy(id string, u *store.Update) (batch []statement) {
+	var numbers []int64
+	for _, n := range u.Destroy {
+		numbers = append(numbers, int64(n))
+	}
+	if u.Kind == key.KEK {
+		parents := w.tables.statement(parentsAmong, id, numbers)
+		parents.row = func(scan func(...any) error) error {
+			n := 0
+			if err := scan(&n); err != nil {
+				return err
+			}
+			return fmt.Errorf("destroy version %d: data keys are wrapped under it: %w", n, store.ErrForeignKey)
+		}
+		batch = append(batch, parents)
+	}
+	return append(batch, exactly(len(numbers), "a version that was to be destroyed is not there",
+		w.tables.statement(of(u.Kind).destroy, id, numbers)))
+}
+
+// exactly makes any other number of rows an error.
+func exactly(n int, otherwise string, st statement) statement {
+	st.done = func(rows int) error {
+		if rows != n {
+			return errors.New(otherwise)
+		}
+		return nil
+	}
+	return st
+}
+
+var (
+	rewrapRootKeyVersions = define(`
+update {schema}{prefix}_root_key_version v set key = n.new, ik_kid = n.ik_kid
+from unnest($2::text[], $3::bytea[], $4::bytea[], $5::bytea[]) as n (private_id, old, new, ik_kid)
+where v.private_id = n.private_id and v.key = n.old
+    and exists (select 1 from {schema}{prefix}_installation where inst = $1::bytea)
+returning 1`)
+
+	rewrapDataKeyVersions = define(`
+update {schema}{prefix}_data_key_version v set key = n.new, root_key_version_id = n.parent
+from unnest($2::text[], $3::bytea[], $4::bytea[], $5::text[]) as n (private_id, old, new, parent)
+where v.private_id = n.private_id and v.key = n.old
+    and exists (select 1 from {schema}{prefix}_installation where inst = $1::bytea)
+returning 1`)
+)
+
+// rewrapRows are replacements in one table, by column, in which no version comes twice.
+type rewrapRows struct {
+	ids       []string
+	olds, new [][]byte
+	parents   []string
+	ikKIDs    [][]byte
+}
+
+// Rewrap implements [store.Queries]. It takes one round trip besides the commit, however many rows there are, if no
+// version comes twice.
+func (q queries) Rewrap(ctx context.Context, inst [16]byte, rows []store.Rewrap) (int, error) {
+	type place struct {
+		kind  key.Kind
+		round int
+	}
+	var order []place
+	tables := map[place]*rewrapRows{}
+	seen := map[key.ID]int{}
+	for _, r := range rows {
+		kind, _ := r.ID.Kind()
+		if err := checkWrapping(kind, r.Parent, r.IKKID); err != nil {
+			return 0, fmt.Errorf("rewrap: version %s: %w", r.ID, err)
+		}
+		p := place{kind, seen[r.ID]}
+		seen[r.ID]++
+		t := tables[p]
+		if t == nil {
+			t = &rewrapRows{}
+			tables[p] = t
+			order = append(order, p)
+		}
+		t.ids = append(t.ids, storable(string(r.ID)))
+		t.olds, t.new = append(t.olds, r.Old), append(t.new, r.Blob)
+		t.parents, t.ikKIDs = append(t.parents, string(r.Parent)), append(t.ikKIDs, r.IKKID)
+	}
+	n := 0
+	err := q.view.write(ctx, func(w *writer) error {
+		n = 0
+		var batch []statement
+		for _, p := range order {
+			t := tables[p]
+			var under any = t.parents
+			if p.kind == key.KEK {
+				under = t.ikKIDs
+			}
+			st := w.tables.statement(of(p.kind).rewrap, inst[:], t.ids, t.olds, t.new, under)
+			st.done = func(rows int) error {
+				n += rows
+				return nil
+			}
+			batch = append(batch, st)
+		}
+		if len(batch) == 0 {
+			return nil
+		}
+		return w.last(ctx, batch...)
+	})
+	if err != nil {
+		return 0, q.tables.explain(ctx, "rewrap", err)
+	}
+	return n, nil
+}
