@@ -31,6 +31,7 @@ type opened struct {
 	row      store.Version
 	parent   *seal.Parent     // of a root key version made here
 	messages *seal.MessageKey // of a data key version for messages
+	kept     bool             // whether it is in the cache, and others may be using it
 }
 
 // same says whether v is the row that was opened. What the manifest vouches for, its state, may differ.
@@ -59,6 +60,7 @@ func (c *cache) keep(o opened) opened {
 	if first, ok := c.opened.get(o.row.ID); ok && bytes.Equal(first.row.Commit, o.row.Commit) {
 		o.parent, o.messages = first.parent, first.messages
 	}
+	o.kept = true
 	if dropped, ok := c.opened.put(o.row.ID, o); ok && dropped.messages != nil {
 		dropped.messages.Forget()
 	}

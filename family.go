@@ -178,9 +178,7 @@ func (fam *family) notOlder() error {
 // due: the manifest does not have it.
 func (r reader) timely(fam *store.Family, k *store.Key) error {
 	o, err := r.open(fam, k, &k.Versions[len(k.Versions)-1])
-	if err == nil && o.messages != nil {
-		r.release(o.messages)
-	}
+	o.release()
 	return err
 }
 

@@ -44,10 +44,10 @@ func (r reader) open(fam *store.Family, k *store.Key, v *store.Version) (opened,
 	return r.m.cache.keep(o), nil
 }
 
-// release lets go of what open returned inside a transaction. Outside, it stays in the cache.
-func (r reader) release(messages *seal.MessageKey) {
-	if r.tx {
-		messages.Close()
+// release closes what open returned, unless it is in the cache, where others use it too.
+func (o *opened) release() {
+	if !o.kept && o.messages != nil {
+		o.messages.Close()
 	}
 }
 
@@ -87,18 +87,14 @@ func (r reader) anyParent(fam *store.Family, id key.ID) (*seal.Parent, error) {
 }
 
 // messages returns a data key version for sealing and opening messages; to be released.
-func (r reader) messages(fam *store.Family, data *store.Key, v *store.Version) (*seal.MessageKey, error) {
+func (r reader) messages(fam *store.Family, data *store.Key, v *store.Version) (opened, error) {
 	if v.Alg != key.Message {
-		return nil, fmt.Errorf("%s is of alg %v: %w", describe(data), v.Alg, ErrPurpose)
+		return opened{}, fmt.Errorf("%s is of alg %v: %w", describe(data), v.Alg, ErrPurpose)
 	}
 	if err := usableParent(fam, v.Parent); err != nil {
-		return nil, err
+		return opened{}, err
 	}
-	o, err := r.open(fam, data, v)
-	if err != nil {
-		return nil, err
-	}
-	return o.messages, nil
+	return r.open(fam, data, v)
 }
 
 // unwrap opens the wrapped key itself, whatever is in the cache of it. The caller closes what it gets.

@@ -72,8 +72,8 @@ func (m *Manager) seal(
 	if err != nil {
 		return "", nil, err
 	}
-	defer r.release(k)
-	sealed, err := do(k, nil, plaintext, text)
+	defer k.release()
+	sealed, err := do(k.messages, nil, plaintext, text)
 	if err != nil {
 		return "", nil, fmt.Errorf("seal with %s: %w", head.ID, err)
 	}
@@ -204,8 +204,8 @@ func (r reader) openVersion(fam *store.Family, id key.ID, ciphertext []byte, tex
 	if err != nil {
 		return nil, err
 	}
-	defer r.release(k)
-	plaintext, err := do(k, nil, ciphertext, text)
+	defer k.release()
+	plaintext, err := do(k.messages, nil, ciphertext, text)
 	if err != nil {
 		return nil, ErrOpen
 	}

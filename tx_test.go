@@ -87,3 +87,24 @@ func bumpSeq(ctx context.Context, tx store.Tx, fam *store.Family) error {
 		Manifest: manifest, RotateAt: fam.Data[0].RotateAt,
 	})
 }
+
+// A key that is at hand outside goes on working after a transaction has used it, too.
+func TestTransactionUsesKeysThatAreAtHand(t *testing.T) {
+	each(t, func(t *testing.T, w world) {
+		ctx := t.Context()
+		ct := sealed(t, w.Manager, ref, "x", keyhold.AAD{})
+		for range 2 {
+			tx, commit, _ := w.kind.begin(t, w.store)
+			inside, err := w.SealTx(ctx, tx, ref, []byte("y"), keyhold.AAD{})
+			must(t, err)
+			pt, err := w.OpenTx(ctx, tx, ref, ct, keyhold.AAD{})
+			if err != nil || string(pt) != "x" {
+				t.Errorf("inside: %q, %v", pt, err)
+			}
+			must(t, commit())
+			opens(t, w.Manager, ref, ct, keyhold.AAD{}, "x")
+			opens(t, w.Manager, ref, inside, keyhold.AAD{}, "y")
+			sealed(t, w.Manager, ref, "z", keyhold.AAD{})
+		}
+	})
+}
