@@ -515,7 +515,9 @@ func (s vanishing) Scopes(ctx context.Context, after key.Scope, limit int) ([]ke
 func TestCheckBesideADeletion(t *testing.T) {
 	s := memstore.New()
 	m := innerManager(t, s)
+	// Two listings, one of the rows and one of the keys, each of which loses a scope.
 	check(t, m.CreateScope(t.Context(), "other"))
+	check(t, m.CreateScope(t.Context(), "third"))
 	m.store = vanishing{s}
 	findings, err := m.Check(t.Context())
 	if err != nil || len(findings) > 0 {

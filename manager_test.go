@@ -13,6 +13,7 @@ import (
 	"keyhold.example/keyhold"
 	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/store"
+	"keyhold.example/keyhold/store/faultstore"
 	"keyhold.example/keyhold/store/memstore"
 )
 
@@ -267,6 +268,20 @@ func TestMadeSaysWhoMadeTheInstallation(t *testing.T) {
 	}
 	if m := newManager(t, s, root); m.Made() {
 		t.Error("the second made it")
+	}
+
+	// One that another overtakes between its look and its write did not make it either.
+	faulty := faultstore.New(memstore.New())
+	var first *keyhold.Manager
+	faulty.Hook(func(call string) {
+		if call == "Initialize" && first == nil {
+			faulty.Hook(nil)
+			first = newManager(t, faulty, root)
+		}
+	})
+	second := newManager(t, faulty, root)
+	if first == nil || !first.Made() || second.Made() || first.Pin() != second.Pin() {
+		t.Error("overtaken: both made it, or neither, or each its own")
 	}
 }
 

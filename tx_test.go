@@ -7,6 +7,7 @@ import (
 	"keyhold.example/keyhold"
 	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/store"
+	"keyhold.example/keyhold/store/faultstore"
 )
 
 func TestScopeOfARolledBackTransactionIsNowhere(t *testing.T) {
@@ -106,5 +107,19 @@ func TestTransactionUsesKeysThatAreAtHand(t *testing.T) {
 			opens(t, w.Manager, ref, inside, keyhold.AAD{}, "y")
 			sealed(t, w.Manager, ref, "z", keyhold.AAD{})
 		}
+	})
+}
+
+// What is unknown inside a transaction of the application's is told, as the application has to roll it back.
+func TestUnknownOutcomeInATransactionIsTold(t *testing.T) {
+	each(t, func(t *testing.T, w world) {
+		faulty := faultstore.New(w.store)
+		m := newManager(t, faulty, w.root)
+		tx, _, rollback := w.kind.begin(t, w.store)
+		faulty.Fail(1, faultstore.After) // the read, then the write
+		fails(t, m.CreateScopeTx(t.Context(), faulty.InTx(tx), "new"), keyhold.ErrUnknownOutcome)
+		must(t, rollback())
+		_, err := w.Keys(t.Context(), "new")
+		fails(t, err, keyhold.ErrNotFound)
 	})
 }
