@@ -16,6 +16,9 @@ POSTGRES_VERSIONS ?= 14.3.0-beta.6 18.4.0-beta.17
 FUZZTIME  ?= 10s
 BENCHTIME ?= 100ms
 
+# Where there is no PostgreSQL or pgbouncer, tests that run as root may install Debian's; empty forbids it.
+export KEYHOLD_TEST_INSTALL ?= 1
+
 # The root package may export so many names, and no more. Raising it takes a reason in the commit message.
 EXPORTED_MAX ?= 40
 
@@ -29,11 +32,6 @@ help: ## Say what the targets are
 .PHONY: test
 test: ## Run the tests of all modules
 	$(call each,$(GO) test ./...)
-
-# Where there is no PostgreSQL or pgbouncer, tests that run as root may install Debian's.
-.PHONY: test-postgres
-test-postgres: ## Run the tests that need PostgreSQL and pgbouncer, which they find or install
-	KEYHOLD_TEST_INSTALL=1 $(GO) test -tags postgres . ./store/pgstore ./internal/pgserver ./keyholdtest
 
 .PHONY: test-postgres-versions
 test-postgres-versions: ## Run the tests on PostgreSQL on its oldest and newest version (needs npm)

@@ -9,7 +9,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -21,8 +20,6 @@ import (
 	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/localroot"
 	"keyhold.example/keyhold/store"
-	"keyhold.example/keyhold/store/memstore"
-	"keyhold.example/keyhold/store/sqlitestore"
 	"keyhold.example/keyhold/store/storetest"
 )
 
@@ -155,39 +152,6 @@ func each(t *testing.T, f func(t *testing.T, w world)) {
 			}
 		})
 	}
-}
-
-// kind is a kind of store: how to open an empty database, and how to begin a transaction of the application's on it.
-type kind struct {
-	open  func(testing.TB) store.Store
-	begin func(testing.TB, store.Store) (tx store.Tx, commit, rollback func() error)
-}
-
-var stores = map[string]kind{
-	"memstore": {
-		open: func(testing.TB) store.Store { return memstore.New() },
-		begin: func(_ testing.TB, s store.Store) (store.Tx, func() error, func() error) {
-			mem := s.(*memstore.Store) //nolint:forcetypeassert // of this kind
-			tx := mem.Begin()
-			return mem.InTx(tx), tx.Commit, tx.Rollback
-		},
-	},
-	"sqlite": {
-		open: func(t testing.TB) store.Store {
-			t.Helper()
-			s, err := sqlitestore.Create(filepath.Join(t.TempDir(), "keys.db"))
-			must(t, err)
-			t.Cleanup(func() { must(t, s.Close()) })
-			return s
-		},
-		begin: func(t testing.TB, s store.Store) (store.Tx, func() error, func() error) {
-			t.Helper()
-			db := s.(*sqlitestore.Store) //nolint:forcetypeassert // of this kind
-			tx, err := db.DB().BeginTx(t.Context(), nil)
-			must(t, err)
-			return db.InTx(tx), tx.Commit, tx.Rollback
-		},
-	},
 }
 
 func must(t testing.TB, err error) {

@@ -1,5 +1,3 @@
-//go:build postgres
-
 package keyhold_test
 
 import (

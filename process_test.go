@@ -15,8 +15,10 @@ import (
 
 	"keyhold.example/keyhold"
 	"keyhold.example/keyhold/key"
+	"keyhold.example/keyhold/keyholdtest"
 	"keyhold.example/keyhold/localroot"
 	"keyhold.example/keyhold/store"
+	"keyhold.example/keyhold/store/pgstore"
 	"keyhold.example/keyhold/store/sqlitestore"
 )
 
@@ -133,6 +135,19 @@ var fleetKinds = map[string]fleetKind{
 		prepare: func(*testing.T, string) {},
 		open: func(_ context.Context, dir string) (store.Store, error) {
 			return sqlitestore.Create(filepath.Join(dir, "keys.db"))
+		},
+	},
+	"postgres": {
+		prepare: func(t *testing.T, dir string) {
+			t.Helper()
+			must(t, os.WriteFile(filepath.Join(dir, "dsn"), []byte(keyholdtest.Postgres(t)), 0o600))
+		},
+		open: func(ctx context.Context, dir string) (store.Store, error) {
+			dsn, err := os.ReadFile(filepath.Join(dir, "dsn"))
+			if err != nil {
+				return nil, err
+			}
+			return pgstore.Open(ctx, string(dsn))
 		},
 	},
 }

@@ -37,10 +37,11 @@ func unprivileged() (account, error) {
 	return account{}, errors.New("PostgreSQL does not run as root, and there is neither a user postgres nor a user nobody")
 }
 
-// folder makes a folder for the account alone. Root's may lie where others cannot get, so it is made in /tmp.
+// folder makes a folder for the account alone: in memory, where there is plenty, since most of what a server does for
+// tests is to make files. Root's own place for them may lie where others cannot get, so else it is made in /tmp.
 func (a account) folder(name string) (string, error) {
-	parent := ""
-	if a.cred != nil {
+	parent, ok := inMemory()
+	if !ok && a.cred != nil {
 		parent = "/tmp"
 	}
 	dir, err := os.MkdirTemp(parent, "keyhold-"+name+"-")

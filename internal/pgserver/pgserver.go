@@ -89,6 +89,8 @@ func Start(ctx context.Context, b Binaries, o Options) (_ *Server, err error) {
 		"full_page_writes":        "off",
 		"autovacuum":              "off",
 		"shared_buffers":          "32MB",
+		"max_wal_size":            "128MB",
+		"min_wal_size":            "32MB",
 	}
 	if o.TCP {
 		if s.port, err = freePort(ctx); err != nil {
