@@ -10,20 +10,25 @@ import (
 	"keyhold.example/keyhold/store"
 )
 
-// Bounds of the cache. An opened key takes at most 2 KiB, a sequence number about 150 bytes.
+// Bounds of the cache. An opened key and a snapshot take at most 2 KiB each, the others about 150 bytes.
 const (
-	maxOpened = 16_384
-	maxSeen   = 131_072
+	maxOpened    = 16_384
+	maxSnapshots = 16_384
+	maxSeen      = 131_072
+	maxRefs      = 16_384
 )
 
-// cache keeps what is costly to make again: opened keys. It answers only for a row that is, byte for byte, the one that
-// was unwrapped, so a changed row is never taken for an opened one; and it says nothing of whether a key may be used.
+// cache keeps what is costly to make or to read again.
 //
-// It also remembers the highest sequence number that was seen of each key.
+// Opened keys are found only by a row that is, byte for byte, the one that was unwrapped, so that a changed row is never
+// taken for an opened one; they say nothing of whether a key may be used. Snapshots do, as long as their epochs are
+// right, which who asks for them looks at. The highest sequence number that was seen of each key is remembered, too.
 type cache struct {
-	mu     sync.Mutex
-	opened lru[opened]
-	seen   lru[uint64]
+	mu        sync.Mutex
+	opened    lru[key.ID, opened]
+	seen      lru[key.ID, uint64]
+	snapshots lru[key.Ref, *snapshot]
+	refs      lru[key.ID, key.Ref] // of versions
 }
 
 // opened is a version whose wrapped key opened, as its row was then, with what it is ready for.
@@ -41,7 +46,50 @@ func (o *opened) same(v *store.Version) bool {
 }
 
 func newCache() *cache {
-	return &cache{opened: newLRU[opened](maxOpened), seen: newLRU[uint64](maxSeen)}
+	c := &cache{}
+	c.empty()
+	return c
+}
+
+func (c *cache) empty() {
+	c.opened, c.seen = newLRU[key.ID, opened](maxOpened), newLRU[key.ID, uint64](maxSeen)
+	c.snapshots, c.refs = newLRU[key.Ref, *snapshot](maxSnapshots), newLRU[key.ID, key.Ref](maxRefs)
+}
+
+func (c *cache) snapshot(ref key.Ref) (*snapshot, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.snapshots.get(ref)
+}
+
+func (c *cache) keepSnapshot(ref key.Ref, s *snapshot) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.snapshots.put(ref, s)
+}
+
+// dropOthers drops the snapshot of ref if it is of another root key, and says whether it was.
+func (c *cache) dropOthers(ref key.Ref, root key.ID) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s, ok := c.snapshots.get(ref)
+	if ok = ok && s.family.Root.ID != root; ok {
+		c.snapshots.drop(ref)
+	}
+	return ok
+}
+
+// refOf returns whose version this was when it was last read.
+func (c *cache) refOf(id key.ID) (key.Ref, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.refs.get(id)
+}
+
+func (c *cache) keepRef(id key.ID, ref key.Ref) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.refs.put(id, ref)
 }
 
 // find returns the opened version v, if its row is as it was then.
@@ -89,53 +137,60 @@ func (c *cache) clear() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var keys []*seal.MessageKey
-	for _, e := range c.opened.byID {
-		if o := e.Value.(*entry[opened]).value; o.messages != nil {
+	for _, e := range c.opened.byKey {
+		if o := e.Value.(*entry[key.ID, opened]).value; o.messages != nil {
 			keys = append(keys, o.messages)
 		}
 	}
 	seal.CloseAll(keys)
-	c.opened, c.seen = newLRU[opened](maxOpened), newLRU[uint64](maxSeen)
+	c.empty()
 }
 
 // lru is a map of at most limit entries, which drops the least recently used.
-type lru[V any] struct {
+type lru[K comparable, V any] struct {
 	limit int
-	byID  map[key.ID]*list.Element
-	order *list.List // of *entry[V], the most recently used in front
+	byKey map[K]*list.Element
+	order *list.List // of *entry[K, V], the most recently used in front
 }
 
-type entry[V any] struct {
-	id    key.ID
+type entry[K comparable, V any] struct {
+	key   K
 	value V
 }
 
-func newLRU[V any](limit int) lru[V] {
-	return lru[V]{limit: limit, byID: map[key.ID]*list.Element{}, order: list.New()}
+func newLRU[K comparable, V any](limit int) lru[K, V] {
+	return lru[K, V]{limit: limit, byKey: map[K]*list.Element{}, order: list.New()}
 }
 
-func (l *lru[V]) get(id key.ID) (V, bool) {
-	e, ok := l.byID[id]
+func (l *lru[K, V]) get(k K) (V, bool) {
+	e, ok := l.byKey[k]
 	if !ok {
 		var zero V
 		return zero, false
 	}
 	l.order.MoveToFront(e)
-	return e.Value.(*entry[V]).value, true
+	return e.Value.(*entry[K, V]).value, true
 }
 
 // put stores value, and returns what had to go for it.
-func (l *lru[V]) put(id key.ID, value V) (dropped V, ok bool) {
-	if e, ok := l.byID[id]; ok {
-		e.Value.(*entry[V]).value = value
+func (l *lru[K, V]) put(k K, value V) (dropped V, ok bool) {
+	if e, ok := l.byKey[k]; ok {
+		e.Value.(*entry[K, V]).value = value
 		l.order.MoveToFront(e)
 		return dropped, false
 	}
-	l.byID[id] = l.order.PushFront(&entry[V]{id, value})
+	l.byKey[k] = l.order.PushFront(&entry[K, V]{k, value})
 	if l.order.Len() <= l.limit {
 		return dropped, false
 	}
-	last := l.order.Remove(l.order.Back()).(*entry[V])
-	delete(l.byID, last.id)
+	last := l.order.Remove(l.order.Back()).(*entry[K, V])
+	delete(l.byKey, last.key)
 	return last.value, true
+}
+
+func (l *lru[K, V]) drop(k K) {
+	if e, ok := l.byKey[k]; ok {
+		l.order.Remove(e)
+		delete(l.byKey, k)
+	}
 }

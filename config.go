@@ -43,6 +43,12 @@ type Config struct {
 	// Root opens.
 	Pins []string
 
+	// Strict makes every call read its key anew, so that none works with what the database no longer holds. The
+	// default asks every 5 s whether any key has changed, and uses what it has read until then: a change is noticed
+	// by every other process 5 s later, and at once by the one that made it; a version that another one made a moment
+	// ago opens at once.
+	Strict bool
+
 	// Timeout limits each call, besides the context that is given to it; of Scopes and Rewrap, which may have much
 	// to do, it limits each step, and of Check the opening of each scope's keys. Zero is [DefaultTimeout]; negative
 	// is no limit.
@@ -55,6 +61,7 @@ type settings struct {
 	purposes   []purposeOf
 	initialize bool
 	pins       [][32]byte
+	strict     bool
 	timeout    time.Duration
 }
 
@@ -64,7 +71,7 @@ type purposeOf struct {
 }
 
 func (c Config) check() (settings, error) {
-	s := settings{root: c.Root, initialize: c.Initialize, timeout: c.Timeout}
+	s := settings{root: c.Root, initialize: c.Initialize, strict: c.Strict, timeout: c.Timeout}
 	if c.Root == nil {
 		return settings{}, errors.New("Config.Root is required: an external root, such as localroot.Open(\"root.key\")")
 	}

@@ -25,8 +25,9 @@
 // # Promises
 //
 // A version seals only after it was read back, committed, from the database. What was made inside the application's own
-// transaction is used by calls inside that transaction alone, and is nowhere after a rollback. Every call sees the
-// newest committed state of a key. Any number of processes may create, rotate and rewrap the same keys at once.
+// transaction is used by calls inside that transaction alone, and is nowhere after a rollback. A change of a key
+// is seen at once by the Manager that made it, and by every other 5 s later, with no query in between; [Config.Strict]
+// looks at every call. Any number of processes may create, rotate and rewrap the same keys at once.
 //
 // Nothing that is read from the database is trusted: keys that were moved to another place, states, numbers and
 // policies that were changed by hand are refused with an [*IntegrityError]. The formats are described byte for byte in

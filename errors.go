@@ -66,7 +66,8 @@ type SchemaError = store.SchemaError
 type InvalidError = key.InvalidError
 
 // IntegrityError says that what the database holds of a key is not what keyhold wrote: somebody or something changed
-// it behind its back. Nothing is sealed or opened with the key until it is right again.
+// it behind its back. Nothing is sealed or opened with the key until it is right again. It is also the error of a scope
+// that the application renamed, until "keyhold scope rename" or [Manager.RenameScope] confirms that.
 type IntegrityError struct {
 	Subject string // the key, as people name it
 	ID      key.ID // of the key; empty if it is the installation

@@ -18,9 +18,10 @@ import (
 
 // reader reads keys from the store or through the caller's transaction.
 type reader struct {
-	m  *Manager
-	q  store.Queries
-	tx bool // inside the caller's transaction
+	m     *Manager
+	q     store.Queries
+	tx    bool // inside the caller's transaction
+	keeps bool // data keys that it reads, and uses them again while their epochs are the same
 }
 
 func (m *Manager) committed() reader         { return reader{m: m, q: m.store} }
@@ -207,7 +208,7 @@ func (m *Manager) verifyKey(k *store.Key) error {
 	if !m.ik.Verify(manifest.Append(nil), k.MAC) {
 		reason := "its manifest does not fit"
 		if k.Kind == key.KEK {
-			reason += "; if the application renamed the scope, that has to be confirmed"
+			reason += `; if the application renamed the scope, confirm that with "keyhold scope rename" or Manager.RenameScope`
 		}
 		return tampered(k, reason)
 	}

@@ -262,7 +262,7 @@ func TestCacheHoldsNothingOfTransactions(t *testing.T) {
 // recently used.
 func TestCache(t *testing.T) {
 	c := newCache()
-	c.opened = newLRU[opened](2)
+	c.opened = newLRU[key.ID, opened](2)
 	row := func(id key.ID, commit byte) *store.Version {
 		return &store.Version{ID: id, Commit: append(make([]byte, 31), commit)}
 	}
@@ -293,7 +293,7 @@ func TestCache(t *testing.T) {
 	if _, ok := c.find(row("b", 1)); ok {
 		t.Error("b is there, and was the least recently used")
 	}
-	if _, ok := c.find(row("a", 1)); !ok || c.opened.order.Len() != 2 || len(c.opened.byID) != 2 {
+	if _, ok := c.find(row("a", 1)); !ok || c.opened.order.Len() != 2 || len(c.opened.byKey) != 2 {
 		t.Error("a is not there, or the cache is not bounded")
 	}
 
@@ -490,6 +490,7 @@ func (s *tornStore) Key(ctx context.Context, ref key.Ref) (store.Family, error) 
 func TestWhatDoesNotFitIsReadOnceMore(t *testing.T) {
 	torn := &tornStore{Store: memstore.New()}
 	m := innerManager(t, torn)
+	m.strict = true
 	torn.torn = 1
 	if _, err := m.Seal(t.Context(), inner, nil, AAD{}); err != nil {
 		t.Errorf("torn once: %v", err)

@@ -23,11 +23,12 @@ type (
 // Manager seals, opens, creates and rotates the keys of one installation. It is safe for concurrent use.
 type Manager struct {
 	settings
-	store store.Store
-	ik    *seal.IK
-	cache *cache
-	pin   string
-	made  bool // by New
+	store  store.Store
+	ik     *seal.IK
+	cache  *cache
+	epochs epochs
+	pin    string
+	made   bool // by New
 
 	mu     sync.RWMutex // held for reading by every call under way, so that Close waits for them
 	closed bool
@@ -51,6 +52,7 @@ func New(ctx context.Context, s store.Store, cfg Config) (*Manager, error) {
 	defer cancel()
 
 	m := &Manager{settings: set, store: s, cache: newCache()}
+	m.epochs.read = s.Epochs
 	in, err := m.installation(ctx)
 	if err != nil {
 		return nil, err

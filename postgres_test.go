@@ -412,7 +412,8 @@ func TestRoundTripsToPostgres(t *testing.T) {
 	}{
 		{"create a scope with 3 purposes", 2, func() error { return three.CreateScope(ctx, "new") }},
 		{"seal with a cold key", 2, func() (err error) { ct, err = three.Seal(ctx, ref, nil, keyhold.AAD{}); return err }},
-		{"open with a cold key", 2, func() error { _, err := three.Open(ctx, ref, ct, keyhold.AAD{}); return err }},
+		{"seal with a hot key", 0, func() error { _, err := three.Seal(ctx, ref, nil, keyhold.AAD{}); return err }},
+		{"open with a hot key", 0, func() error { _, err := three.Open(ctx, ref, ct, keyhold.AAD{}); return err }},
 		{"create a scope with 3 purposes in a transaction", 2, func() error {
 			tx := a.begin(t)
 			return errors.Join(three.CreateScopeTx(ctx, tx.Tx, "other"), tx.commit())
@@ -422,7 +423,7 @@ func TestRoundTripsToPostgres(t *testing.T) {
 		if err := step.do(); err != nil {
 			t.Errorf("%s: %v", step.name, err)
 		}
-		if got := a.trips.count.Load() - before; got == 0 || got > step.most {
+		if got := a.trips.count.Load() - before; got > step.most || got == 0 && step.most > 0 {
 			t.Errorf("%s: %d round trips, want at most %d", step.name, got, step.most)
 		}
 	}

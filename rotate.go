@@ -190,6 +190,9 @@ func (r reader) update(ctx context.Context, k, changed *store.Key, u store.Updat
 	}
 	u.Inst, u.Kind, u.KeyID, u.From = r.inst(), k.Kind, k.ID, k.Seq
 	u.Manifest, u.RotateAt = changed.Manifest, changed.RotateAt
+	if !r.tx {
+		defer r.m.epochs.changed()
+	}
 	return r.q.Update(ctx, u)
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"keyhold.example/keyhold"
@@ -271,6 +272,10 @@ func TestRewrapNamesWhatDoesNotOpen(t *testing.T) {
 
 // A key that is older in the database than this process has seen it, with a right MAC, is what a failover leaves.
 func TestRolledBackKeyOpensButDoesNotSeal(t *testing.T) {
+	synctest.Test(t, rolledBackKeyOpensButDoesNotSeal)
+}
+
+func rolledBackKeyOpensButDoesNotSeal(t *testing.T) {
 	s := memstore.New()
 	root := newRoot(t)
 	m := newManager(t, s, root)
@@ -286,6 +291,7 @@ func TestRolledBackKeyOpensButDoesNotSeal(t *testing.T) {
 	sealed(t, m, ref, "y", keyhold.AAD{})
 
 	s.Edit(func(d *memstore.Data) { *d.Key(ref) = before })
+	pass(5 * time.Second)
 	_, err = m.Seal(t.Context(), ref, nil, keyhold.AAD{})
 	fails(t, err, keyhold.ErrRolledBack)
 	_, err = m.Rotate(t.Context(), ref)
@@ -380,3 +386,6 @@ func TestRolledBackRootKeyGetsNoNewKeys(t *testing.T) {
 	s.Edit(func(d *memstore.Data) { *d.Key(rootRef) = before })
 	fails(t, m.CreateScope(t.Context(), tenant), keyhold.ErrRolledBack)
 }
+
+// pass lets time pass in a bubble of synctest.
+func pass(d time.Duration) { <-time.After(d) }

@@ -13,7 +13,8 @@ import (
 )
 
 // CreateScope makes a scope: its root key, and a data key for each purpose of the [Config]. Where the scope is there
-// already, it makes the data keys that it lacks; so it may be repeated, and any number of callers may do it at once.
+// already, it makes the data keys that it lacks; so it may be repeated, and any number of callers may do it at once. A
+// name that another scope had a moment ago should rest for 7 s: other processes may still use that scope's keys.
 //
 // It takes two round trips. Errors: [*InvalidError]; [ErrPurpose] if there is a key for one of the purposes that is for
 // another use; [ErrForeignKey] if the application's table of scopes has no such row; [*IntegrityError];
@@ -46,6 +47,7 @@ func (r reader) create(ctx context.Context, scope key.Scope) error {
 	for {
 		fam, err := r.scope(ctx, scope)
 		var keys []store.Key
+		r.m.forgetOthers(scope, fam.Root.ID)
 		switch {
 		case errors.Is(err, store.ErrNotFound):
 			keys, err = r.m.newFamily(fam.Now, scope)
@@ -64,6 +66,16 @@ func (r reader) create(ctx context.Context, scope key.Scope) error {
 		}
 		if err := r.again(ctx, err); err != nil {
 			return fmt.Errorf("create scope %q: %w", scope, err)
+		}
+	}
+}
+
+// forgetOthers drops what is kept of a scope but that of its root key now: the application may have deleted or renamed
+// what had the name before.
+func (m *Manager) forgetOthers(scope key.Scope, root key.ID) {
+	for _, p := range m.purposes {
+		if m.cache.dropOthers(key.Ref{Scope: scope, Purpose: p.purpose}, root) {
+			m.epochs.changed() // so that no answer which is under way brings it back
 		}
 	}
 }

@@ -116,29 +116,46 @@ func TestOneDataKeyHoweverManyCreateIt(t *testing.T) {
 // The cost that is promised: two round trips to create a scope, one to seal, to open or to list.
 func TestRoundTrips(t *testing.T) {
 	each(t, func(t *testing.T, w world) {
-		counted := faultstore.New(w.store)
-		m := newManager(t, counted, w.root)
-		var ct []byte
-		for _, step := range []struct {
-			name string
-			want int
-			do   func() error
-		}{
-			{"create a scope", 2, func() error { return m.CreateScope(t.Context(), "new") }},
-			{"create it again", 1, func() error { return m.CreateScope(t.Context(), "new") }},
-			{"seal", 1, func() (err error) { ct, err = m.Seal(t.Context(), ref, nil, keyhold.AAD{}); return err }},
-			{"open", 1, func() error { _, err := m.Open(t.Context(), ref, ct, keyhold.AAD{}); return err }},
-			{"open any", 1, func() error { _, _, err := m.OpenAny(t.Context(), ct, keyhold.AAD{}); return err }},
-			{"wrapper", 1, func() error { _, err := m.Wrapper(t.Context(), ref); return err }},
-			{"list", 1, func() error { _, err := m.Keys(t.Context(), tenant); return err }},
-			{"rotate", 4, func() error { _, err := m.Rotate(t.Context(), ref); return err }},
-		} {
-			before := counted.Calls()
-			if err := step.do(); err != nil {
-				t.Errorf("%s: %v", step.name, err)
-			}
-			if got := counted.Calls() - before; got != step.want {
-				t.Errorf("%s: %d round trips, want %d", step.name, got, step.want)
+		for _, strict := range []bool{false, true} {
+			counted := faultstore.New(w.store)
+			cfg := config(w.root)
+			cfg.Strict = strict
+			m, err := keyhold.New(t.Context(), counted, cfg)
+			must(t, err)
+			defer m.Close()
+			scope := key.Scope(fmt.Sprint("strict is ", strict))
+			ref, cold := key.Ref{Scope: scope, Purpose: secrets}, key.Ref{Scope: scope, Purpose: session}
+			var ct []byte
+			for _, step := range []struct {
+				name         string
+				want, strict int
+				do           func() error
+			}{
+				{"create a scope", 2, 2, func() error { return m.CreateScope(t.Context(), scope) }},
+				{"create it again", 1, 1, func() error { return m.CreateScope(t.Context(), scope) }},
+				{"first seal", 2, 1, func() (err error) { ct, err = m.Seal(t.Context(), ref, nil, keyhold.AAD{}); return err }},
+				{"seal", 0, 1, func() (err error) { ct, err = m.Seal(t.Context(), ref, nil, keyhold.AAD{}); return err }},
+				{"open", 0, 1, func() error { _, err := m.Open(t.Context(), ref, ct, keyhold.AAD{}); return err }},
+				{"open any", 1, 1, func() error { _, _, err := m.OpenAny(t.Context(), ct, keyhold.AAD{}); return err }},
+				{"open any again", 0, 1, func() error { _, _, err := m.OpenAny(t.Context(), ct, keyhold.AAD{}); return err }},
+				{"wrapper", 0, 1, func() error { _, err := m.Wrapper(t.Context(), ref); return err }},
+				{"cold key", 1, 1, func() error { _, err := m.Seal(t.Context(), cold, nil, keyhold.AAD{}); return err }},
+				{"list", 1, 1, func() error { _, err := m.Keys(t.Context(), scope); return err }},
+				{"rotate", 4, 4, func() error { _, err := m.Rotate(t.Context(), ref); return err }},
+				{"seal after rotating", 2, 1, func() error { _, err := m.Seal(t.Context(), ref, nil, keyhold.AAD{}); return err }},
+				{"open after rotating", 0, 1, func() error { _, err := m.Open(t.Context(), ref, ct, keyhold.AAD{}); return err }},
+			} {
+				before := counted.Calls()
+				if err := step.do(); err != nil {
+					t.Errorf("%s: %v", step.name, err)
+				}
+				want := step.want
+				if strict {
+					want = step.strict
+				}
+				if got := counted.Calls() - before; got != want {
+					t.Errorf("strict %v: %s: %d round trips, want %d", strict, step.name, got, want)
+				}
 			}
 		}
 	})

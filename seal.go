@@ -14,17 +14,18 @@ import (
 // Seal encrypts plaintext with the head of ref's key, bound to aad. The result holds the key version's id, and is 58
 // bytes longer than the plaintext. It belongs to the caller; plaintext may be nil, and is not kept.
 //
-// It takes one round trip. Errors: [ErrNotFound] for an unknown scope or purpose; [ErrPurpose]; [ErrTooLarge];
+// It takes no round trip where the key was used before, one where it was not, and one besides for all calls within 5 s;
+// see [Config.Strict]. Errors: [ErrNotFound] for an unknown scope or purpose; [ErrPurpose]; [ErrTooLarge];
 // [ErrRolledBack]; [*IntegrityError]; [ErrUnavailable].
 func (m *Manager) Seal(ctx context.Context, ref key.Ref, plaintext []byte, aad AAD) ([]byte, error) {
-	_, sealed, err := m.seal(ctx, m.committed(), ref, plaintext, aad, (*seal.MessageKey).Seal)
+	_, sealed, err := m.seal(ctx, m.hot(), ref, plaintext, aad, (*seal.MessageKey).Seal)
 	return sealed, err
 }
 
 // SealDetached is [Manager.Seal] for ciphertext in a table: the key version's id comes by itself, for a column that
 // references kms_data_key_version(private_id), and the ciphertext is only 42 bytes longer than the plaintext.
 func (m *Manager) SealDetached(ctx context.Context, ref key.Ref, plaintext []byte, aad AAD) (key.ID, []byte, error) {
-	return m.seal(ctx, m.committed(), ref, plaintext, aad, (*seal.MessageKey).SealDetached)
+	return m.seal(ctx, m.hot(), ref, plaintext, aad, (*seal.MessageKey).SealDetached)
 }
 
 // SealTx is [Manager.Seal] with the keys that the application's transaction sees, which it may have made itself. What
@@ -56,7 +57,7 @@ func (m *Manager) seal(
 		return "", nil, err
 	}
 	defer end()
-	fam, err := r.dataKey(ctx, ref)
+	fam, _, err := r.dataKey(ctx, ref)
 	if err != nil {
 		return "", nil, err
 	}
@@ -83,10 +84,11 @@ func (m *Manager) seal(
 // Open decrypts what [Manager.Seal] made with any version of ref's key, given the same aad. The result belongs to the
 // caller.
 //
-// It takes one round trip. Errors: [ErrOpen] if it does not open here, for whatever reason; [ErrDisabled] if its key
+// It takes the round trips of Seal; two, and 100 ms at most, where the version is one that m has not seen yet. Errors:
+// [ErrOpen] if it does not open here, for whatever reason; [ErrDisabled] if its key
 // version is disabled or destroyed; [ErrNotFound] for an unknown scope or purpose; [*IntegrityError]; [ErrUnavailable].
 func (m *Manager) Open(ctx context.Context, ref key.Ref, ciphertext []byte, aad AAD) ([]byte, error) {
-	return m.openAttached(ctx, m.committed(), ref, ciphertext, aad)
+	return m.openAttached(ctx, m.hot(), ref, ciphertext, aad)
 }
 
 // OpenTx is [Manager.Open] with the keys that the application's transaction sees.
@@ -96,7 +98,7 @@ func (m *Manager) OpenTx(ctx context.Context, tx store.Tx, ref key.Ref, cipherte
 
 // OpenDetached is [Manager.Open] for what [Manager.SealDetached] made; id is the key version's id that came with it.
 func (m *Manager) OpenDetached(ctx context.Context, ref key.Ref, id key.ID, ciphertext []byte, aad AAD) ([]byte, error) {
-	return m.openDetached(ctx, m.committed(), ref, id, ciphertext, aad)
+	return m.openDetached(ctx, m.hot(), ref, id, ciphertext, aad)
 }
 
 // OpenDetachedTx is [Manager.OpenDetached] with the keys that the application's transaction sees.
@@ -122,18 +124,15 @@ func (m *Manager) OpenAny(ctx context.Context, ciphertext []byte, aad AAD) ([]by
 		return nil, key.Ref{}, err
 	}
 	defer end()
-	r := m.committed()
-	id := key.VersionID(key.DEK, msg.KID)
-	fam, err := r.keyOfVersion(ctx, id)
-	switch {
-	case errors.Is(err, store.ErrNotFound):
-		return nil, key.Ref{}, ErrOpen
-	case err != nil:
-		return nil, key.Ref{}, err
-	case len(fam.Data) != 1:
-		return nil, key.Ref{}, tampered(&fam.Root, fmt.Sprintf("version %s is not one of its data keys'", id))
+	r := m.hot()
+	fam, v, err := r.keyOfOpening(ctx, key.VersionID(key.DEK, msg.KID))
+	if errors.Is(err, store.ErrNotFound) {
+		err = ErrOpen
 	}
-	plaintext, err := r.openVersion(&fam.Family, id, ciphertext, text, (*seal.MessageKey).Open)
+	if err != nil {
+		return nil, key.Ref{}, err
+	}
+	plaintext, err := r.openVersion(&fam.Family, v, ciphertext, text, (*seal.MessageKey).Open)
 	if err != nil {
 		return nil, key.Ref{}, err
 	}
@@ -182,21 +181,16 @@ func (m *Manager) open(
 		return nil, err
 	}
 	defer end()
-	fam, err := r.dataKey(ctx, ref)
+	fam, v, err := r.dataKeyWith(ctx, ref, id)
 	if err != nil {
 		return nil, err
 	}
-	return r.openVersion(&fam.Family, id, ciphertext, text, do)
+	return r.openVersion(&fam.Family, v, ciphertext, text, do)
 }
 
-// openVersion opens a message with the version of fam's data key that it names. A version of another key is not looked
-// for.
-func (r reader) openVersion(fam *store.Family, id key.ID, ciphertext []byte, text string, do openFunc) ([]byte, error) {
+// openVersion opens a message with a version of fam's data key.
+func (r reader) openVersion(fam *store.Family, v *store.Version, ciphertext []byte, text string, do openFunc) ([]byte, error) {
 	data := &fam.Data[0]
-	v, err := opening(data, id)
-	if err != nil {
-		return nil, err
-	}
 	if v.Alg == key.Imported {
 		return nil, ErrOpen // it never sealed a message
 	}
@@ -212,7 +206,7 @@ func (r reader) openVersion(fam *store.Family, id key.ID, ciphertext []byte, tex
 	return plaintext, nil
 }
 
-// opening returns the version of data that id names, if it may open.
+// opening returns the version of data that id names, if it may open. A version of another key is not looked for.
 func opening(data *store.Key, id key.ID) (*store.Version, error) {
 	v, ok := versionByID(data, id)
 	switch {
@@ -229,28 +223,20 @@ func opening(data *store.Key, id key.ID) (*store.Version, error) {
 	return nil, ErrOpen
 }
 
-// dataKey reads ref's data key; a ref that names a root key is refused, as root keys are not for data.
-func (r reader) dataKey(ctx context.Context, ref key.Ref) (family, error) {
-	if ref.IsRoot() {
-		return family{}, key.Invalid("purpose", "", "it is empty")
-	}
-	return r.key(ctx, ref)
-}
-
 // BlindIndex returns the first size bytes (4 to 32) of a keyed hash of value, for a column to search in: equal values
 // of one index have equal results. ref names a key of [Config.IndexPurposes], name the index (1 to 255 bytes). Whoever
 // sees the column sees which rows are equal and how often.
 //
 // After a rotation of the key new results differ from old ones; search for both until the column is written anew. It
-// takes one round trip.
+// takes the round trips of [Manager.Seal].
 func (m *Manager) BlindIndex(ctx context.Context, ref key.Ref, name string, value []byte, size int) ([]byte, error) {
 	ctx, end, err := m.begin(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer end()
-	r := m.committed()
-	fam, err := r.dataKey(ctx, ref)
+	r := m.hot()
+	fam, _, err := r.dataKey(ctx, ref)
 	if err != nil {
 		return nil, err
 	}

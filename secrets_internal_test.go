@@ -19,8 +19,8 @@ func TestCloseClosesTheKeys(t *testing.T) {
 	ct, err := m.Seal(t.Context(), inner, []byte("x"), AAD{})
 	check(t, err)
 	var keys []*seal.MessageKey
-	for _, e := range m.cache.opened.byID {
-		if k := e.Value.(*entry[opened]).value.messages; k != nil {
+	for _, e := range m.cache.opened.byKey {
+		if k := e.Value.(*entry[key.ID, opened]).value.messages; k != nil {
 			keys = append(keys, k)
 		}
 	}

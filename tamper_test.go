@@ -20,7 +20,8 @@ type estate struct {
 	store    *memstore.Store
 	root     wrapping.Wrapper
 	messages map[key.Ref][3][]byte
-	warm     *keyhold.Manager // one that has opened everything before it was changed
+	warm     *keyhold.Manager // one that has opened everything before it was changed, and reads it anew
+	hot      *keyhold.Manager // one that uses what it read then
 }
 
 var (
@@ -31,7 +32,7 @@ var (
 func newEstate(t *testing.T) *estate {
 	t.Helper()
 	e := &estate{store: memstore.New(), root: newRoot(t), messages: map[key.Ref][3][]byte{}}
-	m := e.open(t)
+	m := e.open(t, true)
 	for _, scope := range estateScopes {
 		must(t, m.CreateScope(t.Context(), scope))
 		for i := range 3 {
@@ -51,25 +52,29 @@ func newEstate(t *testing.T) *estate {
 		}
 	}
 	checked(t, m)
+	e.warm, e.hot = m, e.open(t, false)
 	for r, cts := range e.messages {
 		for _, ct := range cts {
-			opens(t, m, r, ct, keyhold.AAD{}, "x")
+			opens(t, e.warm, r, ct, keyhold.AAD{}, "x")
+			opens(t, e.hot, r, ct, keyhold.AAD{}, "x")
 		}
 	}
-	e.warm = m
 	return e
 }
 
 // open returns a manager that has seen nothing yet.
-func (e *estate) open(t *testing.T) *keyhold.Manager {
+func (e *estate) open(t *testing.T, strict bool) *keyhold.Manager {
 	t.Helper()
-	m, err := keyhold.New(t.Context(), e.store, keyhold.Config{Root: e.root, Purposes: estatePurposes, Initialize: true})
+	m, err := keyhold.New(t.Context(), e.store, keyhold.Config{
+		Root: e.root, Purposes: estatePurposes, Initialize: true, Strict: strict,
+	})
 	must(t, err)
 	return m
 }
 
 // refuses asserts that after an edit ref's key seals nothing, opens nothing that was sealed with the given versions,
-// and that Check says so; then it undoes the edit.
+// and that Check says so; then it undoes the edit. Who goes on with what was read before opens what was sealed, or
+// refuses it too.
 func (e *estate) refuses(t *testing.T, name string, r key.Ref, versions []int, seals bool, edit func(*memstore.Data)) {
 	t.Helper()
 	var before memstore.Data
@@ -86,7 +91,7 @@ func (e *estate) refuses(t *testing.T, name string, r key.Ref, versions []int, s
 	defer e.store.Edit(func(d *memstore.Data) { *d = before })
 	e.store.Edit(edit)
 
-	fresh := e.open(t)
+	fresh := e.open(t, false)
 	defer fresh.Close()
 	refused := func(what string, err error) {
 		t.Helper()
@@ -102,6 +107,13 @@ func (e *estate) refuses(t *testing.T, name string, r key.Ref, versions []int, s
 		for _, i := range versions {
 			_, err := m.Open(t.Context(), r, e.messages[r][i], keyhold.AAD{})
 			refused("open", err)
+		}
+	}
+	for _, i := range versions {
+		if pt, err := e.hot.Open(t.Context(), r, e.messages[r][i], keyhold.AAD{}); err != nil {
+			refused("open with what was read", err)
+		} else if string(pt) != "x" {
+			t.Errorf("%s: opened %q", name, pt)
 		}
 	}
 	findings, err := fresh.Check(t.Context())

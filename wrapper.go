@@ -29,8 +29,8 @@ type dataKeyWrapper struct {
 // refused, and so is every option that has no meaning for a key that is managed here ([ErrUnsupported]); nothing is
 // ignored. The Wrapper is safe for concurrent use, and works as long as m is open.
 //
-// Encrypt and Decrypt return the errors of [Manager.Seal] and [Manager.Open]. It takes one round trip, to check that
-// there is such a key.
+// Encrypt and Decrypt return the errors of [Manager.Seal] and [Manager.Open]. It takes the round trips of Seal,
+// to check that there is such a key.
 func (m *Manager) Wrapper(ctx context.Context, ref key.Ref) (wrapping.Wrapper, error) {
 	w := &dataKeyWrapper{m: m, ref: ref}
 	if _, err := w.head(ctx); err != nil {
@@ -45,7 +45,7 @@ func (w *dataKeyWrapper) head(ctx context.Context) (key.ID, error) {
 		return "", err
 	}
 	defer end()
-	fam, err := w.m.committed().dataKey(ctx, w.ref)
+	fam, _, err := w.m.hot().dataKey(ctx, w.ref)
 	if err != nil {
 		return "", err
 	}
@@ -59,7 +59,7 @@ func (w *dataKeyWrapper) head(ctx context.Context) (key.ID, error) {
 // Type is "keyhold".
 func (w *dataKeyWrapper) Type(context.Context) (wrapping.WrapperType, error) { return wrapperType, nil }
 
-// KeyId is the id of the head version. It takes one round trip.
+// KeyId is the id of the head version. It takes the round trips of [Manager.Seal].
 func (w *dataKeyWrapper) KeyId(ctx context.Context) (string, error) { //nolint:revive // the interface's spelling
 	id, err := w.head(ctx)
 	return string(id), err
@@ -119,12 +119,8 @@ func (m *Manager) openImported(ctx context.Context, ref key.Ref, id key.ID, ciph
 		return nil, err
 	}
 	defer end()
-	r := m.committed()
-	fam, err := r.dataKey(ctx, ref)
-	if err != nil {
-		return nil, err
-	}
-	v, err := opening(&fam.Data[0], id)
+	r := m.hot()
+	fam, v, err := r.dataKeyWith(ctx, ref, id)
 	if err != nil {
 		return nil, err
 	}

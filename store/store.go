@@ -17,6 +17,7 @@ package store
 
 import (
 	"context"
+	"strings"
 
 	"keyhold.example/keyhold/key"
 )
@@ -28,6 +29,10 @@ const SchemaVersion = 1
 // concurrent use by any number of goroutines and processes.
 type Store interface {
 	Queries
+
+	// Epochs reads what tells whether keys that were read earlier may have changed since. [ErrNotFound] if there is no
+	// installation.
+	Epochs(ctx context.Context) (Epochs, error)
 
 	// CheckSchema returns nil if the tables are there in [SchemaVersion], and a [*SchemaError] if they are not.
 	CheckSchema(ctx context.Context) error
@@ -106,6 +111,31 @@ type Installation struct {
 	MAC        []byte // 32 bytes: the slots' manifest
 	Created    int64  // set by the store
 	Slots      []Slot // in the order in which they were made, which the slots' MAC depends on
+}
+
+// Buckets is how many epochs the keys of an installation share.
+const Buckets = 32
+
+// Epochs is what is compared to learn whether keys may have changed: those of an installation all, if Inst or Seq is
+// another; else a key whose [Bucket] has another epoch, by a change of its manifest or of its scope, or as it was
+// deleted. A new key and [Queries.Rewrap] change none. Epochs only grow, unless the database itself goes back.
+type Epochs struct {
+	Inst []byte // the installation's, 16 bytes
+	Seq  uint64 // of the slots' manifest
+	Keys [Buckets]uint64
+}
+
+// Bucket is the index in [Epochs.Keys] of the key with the given id: the first character after the prefix of four, as
+// a digit; 0 if it is none.
+func Bucket(id key.ID) int {
+	if len(id) < 5 {
+		return 0
+	}
+	c := id[4]
+	if c >= 'A' && c <= 'Z' {
+		c += 'a' - 'A'
+	}
+	return max(0, strings.IndexByte("0123456789abcdefghijklmnopqrstuv", c))
 }
 
 // Slot is the installation key sealed by one external root.

@@ -97,6 +97,11 @@ func (s *Store) InTx(tx store.Tx) store.Tx {
 	return store.Tx{Queries: queries{q: tx.Queries, plan: s.plan, prefix: "Tx."}}
 }
 
+// Epochs passes on to the store below.
+func (s *Store) Epochs(ctx context.Context) (store.Epochs, error) {
+	return do(s.queries, "Epochs", reads, func() (store.Epochs, error) { return s.s.Epochs(ctx) })
+}
+
 // CheckSchema passes on to the store below.
 func (s *Store) CheckSchema(ctx context.Context) error {
 	return s.doErr("CheckSchema", reads, func() error { return s.s.CheckSchema(ctx) })

@@ -41,6 +41,7 @@ func (s *Store) Edit(f func(*Data)) {
 	next := newState()
 	next.schema, next.foreign, next.graves = data.Schema, data.Foreign, cloneTombstones(data.Graves)
 	next.tenants, next.referred = d.tenants, d.referred
+	next.epochs = d.epochs
 	if data.Installation != nil {
 		in := cloneInstallation(data.Installation)
 		next.inst = &in
@@ -51,6 +52,11 @@ func (s *Store) Edit(f func(*Data)) {
 	for i := range data.Keys {
 		k := cloneKey(&data.Keys[i])
 		next.insert(&k)
+	}
+	for id, k := range d.keys {
+		if edited := next.keys[id]; edited == nil || edited.Seq != k.Seq || edited.Scope != k.Scope {
+			next.changed(id)
+		}
 	}
 	s.db.committed.Store(next)
 }

@@ -1,6 +1,7 @@
 package memstore
 
 import (
+	"bytes"
 	"context"
 	"slices"
 
@@ -32,6 +33,18 @@ func (q queries) Installation(ctx context.Context) (store.Installation, error) {
 		return store.Installation{}, store.ErrNotFound
 	}
 	return cloneInstallation(d.inst), nil
+}
+
+// Epochs is as [store.Store] has it.
+func (s *Store) Epochs(ctx context.Context) (store.Epochs, error) {
+	d, err := s.read(ctx)
+	if err != nil {
+		return store.Epochs{}, err
+	}
+	if d.inst == nil {
+		return store.Epochs{}, store.ErrNotFound
+	}
+	return store.Epochs{Inst: bytes.Clone(d.inst.Inst), Seq: d.inst.Seq, Keys: d.epochs}, nil
 }
 
 func (q queries) Key(ctx context.Context, ref key.Ref) (store.Family, error) {

@@ -24,6 +24,7 @@ type state struct {
 	// one in graves.
 	versions map[key.ID]key.ID
 	graves   []store.Tombstone // of versions whose key is gone
+	epochs   [store.Buckets]uint64
 	tenants  map[key.Scope]bool
 	referred map[key.ID]bool
 }
@@ -159,8 +160,12 @@ func (d *state) update(u store.Update, now int64) error {
 		return fmt.Errorf("update key %s: %w", k.ID, err)
 	}
 	d.keys[k.ID] = &k
+	d.changed(k.ID)
 	return nil
 }
+
+// changed says that a key's manifest or scope was changed, or the key deleted.
+func (d *state) changed(id key.ID) { d.epochs[store.Bucket(id)]++ }
 
 // apply changes k as u says, after looking at every rule.
 func (d *state) apply(k *store.Key, u store.Update, now int64) error {
@@ -272,6 +277,7 @@ func (d *state) deleteScope(scope key.Scope, now int64) {
 			d.graves = append(d.graves, tombstone(&k.Versions[i], now))
 		}
 		delete(d.keys, id)
+		d.changed(id)
 	}
 	for _, t := range d.graves {
 		if t.ID != "" {
@@ -297,6 +303,7 @@ func (d *state) renameScope(old, renamed key.Scope) error {
 	k := cloneKey(d.keys[id])
 	k.Scope = renamed
 	d.keys[id] = &k
+	d.changed(id)
 	delete(d.scopes, old)
 	d.scopes[renamed] = id
 	if d.tenants[old] {

@@ -84,6 +84,14 @@ var ownTables = []string{
 	"schema_version", "root_slot", "installation", "tombstone", "epoch", "root_key", "root_key_version", "data_key", "data_key_version",
 }
 
+func (t *tables) ownTables() []string {
+	var names []string
+	for _, name := range ownTables {
+		names = append(names, t.table(name))
+	}
+	return names
+}
+
 // Integrity implements [store.Store]. What is damaged below the tables, as in an index, PostgreSQL's own amcheck
 // finds.
 func (s *Store) Integrity(ctx context.Context) ([]string, error) {
@@ -95,10 +103,7 @@ func (s *Store) Integrity(ctx context.Context) ([]string, error) {
 }
 
 func (s *Store) integrity(ctx context.Context) (found []string, err error) {
-	var names []string
-	for _, name := range ownTables {
-		names = append(names, s.tables.table(name))
-	}
+	names := s.tables.ownTables()
 	var checks []statement
 	for _, c := range []struct {
 		st  statement

@@ -19,6 +19,15 @@ import (
 var (
 	hasTable = define(`select to_regclass($1::text) is not null`)
 
+	// Whether there is the table of the version, with which of our columns, and how many there are of all our tables,
+	// of which none can be there before it.
+	schemaTablesQuery = define(`
+select to_regclass($1::text) is not null,
+    exists (select 1 from pg_attribute where attrelid = to_regclass($1::text) and attname = 'version'),
+    exists (select 1 from pg_attribute where attrelid = to_regclass($1::text) and attname = 'only_row'),
+    (select count(*) from unnest($2::text[]) name
+        join pg_class on pg_class.oid = to_regclass(name) and relkind in ('r', 'p'))`)
+
 	schemaVersionQuery = define(`
 select pg_typeof(version)::text, version::text from {schema}{prefix}_schema_version order by version desc limit 1`)
 
@@ -80,18 +89,34 @@ func (t *tables) schemaError(have int) error {
 
 // schemaVersion is 0 if there are no tables. Tables of another system are a [*store.SchemaError].
 func (t *tables) schemaVersion(ctx context.Context, r reader) (int, error) {
-	there := false
-	if _, err := r.scan(ctx, t.statement(hasTable, t.table("schema_version")), &there); err != nil || !there {
+	foreign := func(version string) error {
+		return &store.SchemaError{Prefix: t.options.Prefix, Want: store.SchemaVersion, Foreign: version}
+	}
+	var there, says, own bool
+	var all int64
+	if _, err := r.scan(ctx, t.statement(schemaTablesQuery, t.table("schema_version"), t.ownTables()), &there, &says, &own, &all); err != nil {
 		return 0, err
 	}
+	switch {
+	case there && !says, !there && all > 0:
+		return 0, foreign(store.NoVersion)
+	case !there:
+		return 0, nil
+	}
 	var kind, version string
-	if found, err := r.scan(ctx, t.statement(schemaVersionQuery), &kind, &version); err != nil || !found {
+	found, err := r.scan(ctx, t.statement(schemaVersionQuery), &kind, &version)
+	switch {
+	case err != nil:
 		return 0, err
+	case !found && own:
+		return 0, nil // an application's own tool is between two of our files
+	case !found:
+		return 0, foreign(store.NoVersion)
 	}
 	if n, err := strconv.Atoi(version); err == nil && kind == "integer" {
 		return n, nil
 	}
-	return 0, &store.SchemaError{Prefix: t.options.Prefix, Want: store.SchemaVersion, Foreign: version}
+	return 0, foreign(version)
 }
 
 // checkScopeType keeps a scope "042" from finding the row of 42: PostgreSQL would take the text for the number.
@@ -175,7 +200,8 @@ type Migration struct {
 }
 
 // MigrationStatus lists the migration files by number. Where an application ran them among its own, they count as
-// applied if the schema's version says so.
+// applied if the schema's version says so. Tables of another system, or of a newer program, are a
+// [*store.SchemaError].
 func (s *Store) MigrationStatus(ctx context.Context) ([]Migration, error) {
 	list, err := s.migrationStatus(ctx)
 	return list, s.tables.explain(ctx, "read which migrations there are", err)
@@ -194,13 +220,16 @@ func (s *Store) migrationStatus(ctx context.Context) ([]Migration, error) {
 	if err != nil {
 		return nil, err
 	}
+	if version > store.SchemaVersion {
+		return nil, s.tables.schemaError(version)
+	}
 	last, err := s.tables.lastMigration(ctx, s.read)
 	if err != nil {
 		return nil, err
 	}
 	var list []Migration
 	for _, f := range files {
-		applied := version >= store.SchemaVersion || int(f.Number) <= last
+		applied := version == store.SchemaVersion || int(f.Number) <= last
 		list = append(list, Migration{Number: f.Number, Name: f.Name, Applied: applied})
 	}
 	return slices.Clip(list), nil

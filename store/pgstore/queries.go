@@ -3,11 +3,10 @@ package pgstore
 import (
 	"context"
 	"fmt"
-	"slices"
-	"strings"
 
 	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/store"
+	"keyhold.example/keyhold/store/internal/rows"
 )
 
 // queries implements [store.Queries] on any view.
@@ -33,9 +32,14 @@ func (q queries) Installation(ctx context.Context) (store.Installation, error) {
 			&s.ID, &s.WrapperType, &s.WrapperKeyID, &s.IKKID, &state, &s.Blob, &s.Created, &s.Removed); err != nil {
 			return err
 		}
-		in.Seq, s.State = uint64(seq), key.State(state)
+		var n rows.Numbers
+		s.State = rows.Fit[key.State](&n, state)
+		if err := n.Check(string(s.ID)); err != nil {
+			return err
+		}
+		in.Seq = rows.Fit[uint64](&n, seq)
 		in.Slots = append(in.Slots, s)
-		return nil
+		return n.Check("installation")
 	})
 	if err == nil && in.Inst == nil {
 		err = store.ErrNotFound // an installation without slots cannot be: its active one is a foreign key
@@ -46,19 +50,35 @@ func (q queries) Installation(ctx context.Context) (store.Installation, error) {
 	return in, nil
 }
 
-// A family is read as one list of rows of several tables. The first column says which.
-const (
-	rowNow = iota
-	rowRoot
-	rowRootVersion
-	rowRootTombstone
-	rowData
-	rowDataVersion
-	rowDataTombstone
-)
+var epochsQuery = define(`
+select i.inst, i.seq, coalesce(e.bucket, 0)::bigint, coalesce(e.n, 0)
+from {schema}{prefix}_installation i
+left join (select bucket, sum(n)::bigint as n from {schema}{prefix}_epoch group by bucket) e on true`)
 
-// family is a statement that reads a family. ctes are the common table expressions that pick the root key, r, and,
-// if withData, the data keys, d.
+// Epochs implements [store.Store].
+func (s *Store) Epochs(ctx context.Context) (store.Epochs, error) {
+	var e store.Epochs
+	err := s.each(ctx, epochsQuery, nil, func() { e = store.Epochs{} }, func(scan func(...any) error) error {
+		var seq, bucket, n int64
+		if err := scan(&e.Inst, &seq, &bucket, &n); err != nil {
+			return err
+		}
+		var bad rows.Numbers
+		e.Seq = rows.Fit[uint64](&bad, seq)
+		e.Keys[rows.Fit[uint64](&bad, bucket)%store.Buckets] = rows.Fit[uint64](&bad, n)
+		return bad.Check("epochs")
+	})
+	if err == nil && e.Inst == nil {
+		err = store.ErrNotFound
+	}
+	if err != nil {
+		return store.Epochs{}, s.tables.explain(ctx, "read the epochs", err)
+	}
+	return e, nil
+}
+
+// family is a statement that reads a family, as the rows of package rows. ctes are the common table expressions that
+// pick the root key, r, and, if withData, the data keys, d.
 func family(ctes string, withData bool) query {
 	text := `with ` + ctes + `
 select 0, ''::text, ''::text, ''::text, floor(extract(epoch from statement_timestamp()))::bigint,
@@ -158,70 +178,18 @@ func (q queries) Scope(ctx context.Context, scope key.Scope) (store.Family, erro
 }
 
 func (q queries) family(ctx context.Context, query query, args ...any) (store.Family, error) {
-	var f store.Family
-	var data map[key.ID]*store.Key
-	keyOf := func(id key.ID) *store.Key {
-		if id == f.Root.ID {
-			return &f.Root
+	var f rows.Family
+	err := q.each(ctx, query, args, func() { f = rows.Family{} }, func(scan func(...any) error) error {
+		var row rows.Row
+		if err := scan(row.Columns()...); err != nil {
+			return &rows.Error{Row: string(row.ID), Problem: err.Error()}
 		}
-		return data[id]
-	}
-	err := q.each(ctx, query, args, func() { f, data = store.Family{}, map[key.ID]*store.Key{} }, func(scan func(...any) error) error {
-		var (
-			row           int
-			id, owner     key.ID
-			name          string
-			a, b, c, d, e int64
-			x, y, z       []byte
-		)
-		if err := scan(&row, &id, &owner, &name, &a, &b, &c, &d, &e, &x, &y, &z); err != nil {
-			return err
-		}
-		switch row {
-		case rowNow:
-			f.Now = a
-		case rowRoot, rowData:
-			k := store.Key{ID: id, Kind: key.KEK, Scope: key.Scope(name), RotateAt: e, Manifest: store.Manifest{
-				Seq: uint64(a), Head: key.Version(b), RotateEvery: uint64(c), MaxMessages: uint64(d), IKKID: x, MAC: y,
-			}}
-			if row == rowRoot {
-				f.Root = k
-				break
-			}
-			k.Kind, k.Scope, k.RootKeyID, k.Purpose = key.DEK, "", owner, key.Purpose(name)
-			data[id] = &k
-		case rowRootVersion, rowDataVersion:
-			k := keyOf(owner)
-			k.Versions = append(k.Versions, store.Version{
-				ID: id, Number: key.Version(a), State: key.State(b), Alg: key.Alg(c), Created: d,
-				Commit: y, Blob: z, Parent: key.ID(name), IKKID: x,
-			})
-		case rowRootTombstone, rowDataTombstone:
-			k := keyOf(owner)
-			k.Tombstones = append(k.Tombstones, store.Tombstone{
-				ID: id, Number: key.Version(a), Alg: key.Alg(c), Destroyed: d, Commit: y,
-			})
-		}
-		return nil
+		return f.Add(&row)
 	})
 	if err != nil {
 		return store.Family{}, err
 	}
-	if f.Root.ID == "" {
-		return store.Family{Now: f.Now}, store.ErrNotFound
-	}
-	for _, k := range data {
-		sortKey(k)
-		f.Data = append(f.Data, *k)
-	}
-	sortKey(&f.Root)
-	slices.SortFunc(f.Data, func(a, b store.Key) int { return strings.Compare(string(a.Purpose), string(b.Purpose)) })
-	return f, nil
-}
-
-func sortKey(k *store.Key) {
-	slices.SortFunc(k.Versions, func(a, b store.Version) int { return int(a.Number) - int(b.Number) })
-	slices.SortFunc(k.Tombstones, func(a, b store.Tombstone) int { return int(a.Number) - int(b.Number) })
+	return f.Family()
 }
 
 var (

@@ -37,8 +37,8 @@ type source interface {
 	acquire(ctx context.Context) (c session, release func(broken bool), err error)
 }
 
-// rows are what a statement returned, by any driver.
-type rows interface {
+// result is what a statement returned, by any driver.
+type result interface {
 	Next() bool
 	Scan(into ...any) error
 	Err() error
@@ -46,8 +46,7 @@ type rows interface {
 
 // each calls the statement's functions for its rows. How many there are is known only when the statement is known to
 // have ended well.
-func (st *statement) each(r rows) error {
-	scan := func(into ...any) error { return databaseError(r.Scan(into...)) }
+func (st *statement) each(r result) error {
 	if st.start != nil {
 		st.start()
 	}
@@ -56,7 +55,7 @@ func (st *statement) each(r rows) error {
 		if st.row == nil {
 			continue
 		}
-		if err := st.row(scan); err != nil {
+		if err := st.row(r.Scan); err != nil {
 			return err
 		}
 	}

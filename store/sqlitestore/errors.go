@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"keyhold.example/keyhold/store"
+	"keyhold.example/keyhold/store/internal/rows"
 )
 
 // class is what an error of SQLite's means for a caller.
@@ -80,13 +81,8 @@ var texts = []struct {
 	{"file is not a database", classNotADatabase},
 }
 
-// rowError says that a row holds what no row can. What it quotes is not SQLite's word, and never classified.
-type rowError struct{ row, problem string }
-
-func (e *rowError) Error() string { return fmt.Sprintf("row %q: %s", e.row, e.problem) }
-
 func classify(err error) class {
-	var row *rowError
+	var row *rows.Error
 	if err == nil || errors.As(err, &row) {
 		return classOther
 	}

@@ -6,11 +6,10 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"slices"
-	"strings"
 
 	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/store"
+	"keyhold.example/keyhold/store/internal/rows"
 )
 
 // queries implements [store.Queries] on any view.
@@ -29,12 +28,12 @@ order by s.number`)
 // Installation implements [store.Queries].
 func (q queries) Installation(ctx context.Context) (store.Installation, error) {
 	var in store.Installation
-	err := q.each(ctx, installationQuery, nil, func(rows *sql.Rows) error {
+	err := q.each(ctx, installationQuery, nil, func(r *sql.Rows) error {
 		var s store.Slot
-		if err := rows.Scan(&in.Inst, &in.IKKID, &in.Seq, &in.ActiveSlot, &in.MAC, &in.Created,
+		if err := r.Scan(&in.Inst, &in.IKKID, &in.Seq, &in.ActiveSlot, &in.MAC, &in.Created,
 			&s.ID, &s.WrapperType, &s.WrapperKeyID, &s.IKKID, &s.State, &s.Blob, &s.Created, &s.Removed); err != nil {
 			// A number that does not fit its field is refused by Scan, which reads the slot after the installation.
-			return &rowError{cmp.Or(string(s.ID), "installation"), err.Error()}
+			return &rows.Error{Row: cmp.Or(string(s.ID), "installation"), Problem: err.Error()}
 		}
 		in.Slots = append(in.Slots, s)
 		return nil
@@ -48,19 +47,33 @@ func (q queries) Installation(ctx context.Context) (store.Installation, error) {
 	return in, nil
 }
 
-// A family is read as one list of rows of several tables. The first column says which.
-const (
-	rowNow = iota
-	rowRoot
-	rowRootVersion
-	rowRootTombstone
-	rowData
-	rowDataVersion
-	rowDataTombstone
-)
+var epochsQuery = define(`
+select i.inst, i.seq, coalesce(e.bucket, 0), coalesce(e.n, 0)
+from {prefix}_installation i
+left join (select bucket, sum(n) as n from {prefix}_epoch group by bucket) e on true`)
 
-// family is a statement that reads a family. ctes are the common table expressions that pick the root key, r, and, if
-// withData, the data keys, d.
+// Epochs implements [store.Store].
+func (s *Store) Epochs(ctx context.Context) (store.Epochs, error) {
+	var e store.Epochs
+	err := s.each(ctx, epochsQuery, nil, func(r *sql.Rows) error {
+		var bucket, n uint64
+		if err := r.Scan(&e.Inst, &e.Seq, &bucket, &n); err != nil {
+			return &rows.Error{Row: "epochs", Problem: err.Error()}
+		}
+		e.Keys[bucket%store.Buckets] = n
+		return nil
+	})
+	if err == nil && e.Inst == nil {
+		err = store.ErrNotFound
+	}
+	if err != nil {
+		return store.Epochs{}, s.tables.explain(ctx, "read the epochs", err)
+	}
+	return e, nil
+}
+
+// family is a statement that reads a family, as the rows of package rows. ctes are the common table expressions that
+// pick the root key, r, and, if withData, the data keys, d.
 func family(ctes string, withData bool) query {
 	text := `with ` + ctes + `
 select 0, '', '', '', cast(strftime('%s', 'now') as integer), 0, 0, 0, 0, null, null, null
@@ -159,90 +172,18 @@ func (q queries) Scope(ctx context.Context, scope key.Scope) (store.Family, erro
 }
 
 func (q queries) family(ctx context.Context, query query, args ...any) (store.Family, error) {
-	var f store.Family
-	data := map[key.ID]*store.Key{}
-	keyOf := func(id key.ID) *store.Key {
-		if id == f.Root.ID {
-			return &f.Root
+	var f rows.Family
+	err := q.each(ctx, query, args, func(r *sql.Rows) error {
+		var row rows.Row
+		if err := r.Scan(row.Columns()...); err != nil {
+			return &rows.Error{Row: string(row.ID), Problem: err.Error()}
 		}
-		return data[id]
-	}
-	err := q.each(ctx, query, args, func(rows *sql.Rows) error {
-		var (
-			row           int
-			id, owner     key.ID
-			name          string
-			a, b, c, d, e int64
-			x, y, z       []byte
-			n             numbers
-		)
-		if err := rows.Scan(&row, &id, &owner, &name, &a, &b, &c, &d, &e, &x, &y, &z); err != nil {
-			return &rowError{string(id), err.Error()}
-		}
-		switch row {
-		case rowNow:
-			f.Now = a
-		case rowRoot, rowData:
-			k := store.Key{ID: id, Kind: key.KEK, Scope: key.Scope(name), RotateAt: e, Manifest: store.Manifest{
-				Seq: fit[uint64](&n, a), Head: fit[key.Version](&n, b),
-				RotateEvery: fit[uint64](&n, c), MaxMessages: fit[uint64](&n, d), IKKID: x, MAC: y,
-			}}
-			if row == rowRoot {
-				f.Root = k
-				break
-			}
-			k.Kind, k.Scope, k.RootKeyID, k.Purpose = key.DEK, "", owner, key.Purpose(name)
-			data[id] = &k
-		case rowRootVersion, rowDataVersion:
-			k := keyOf(owner)
-			k.Versions = append(k.Versions, store.Version{
-				ID: id, Number: fit[key.Version](&n, a), State: fit[key.State](&n, b), Alg: fit[key.Alg](&n, c), Created: d,
-				Commit: y, Blob: z, Parent: key.ID(name), IKKID: x,
-			})
-		case rowRootTombstone, rowDataTombstone:
-			k := keyOf(owner)
-			k.Tombstones = append(k.Tombstones, store.Tombstone{
-				ID: id, Number: fit[key.Version](&n, a), Alg: fit[key.Alg](&n, c), Destroyed: d, Commit: y,
-			})
-		}
-		return n.check(id)
+		return f.Add(&row)
 	})
 	if err != nil {
 		return store.Family{}, err
 	}
-	if f.Root.ID == "" {
-		return store.Family{Now: f.Now}, store.ErrNotFound
-	}
-	for _, k := range data {
-		sortKey(k)
-		f.Data = append(f.Data, *k)
-	}
-	sortKey(&f.Root)
-	slices.SortFunc(f.Data, func(a, b store.Key) int { return strings.Compare(string(a.Purpose), string(b.Purpose)) })
-	return f, nil
-}
-
-// numbers are those of a row that do not fit where they belong.
-type numbers []int64
-
-// fit is n as a T. Cut to T's size, a number that does not fit could stand for another: it is kept for check instead.
-func fit[T ~uint8 | ~uint32 | ~uint64](bad *numbers, n int64) T {
-	if n < 0 || int64(T(n)) != n {
-		*bad = append(*bad, n)
-	}
-	return T(n)
-}
-
-func (n numbers) check(id key.ID) error {
-	if len(n) == 0 {
-		return nil
-	}
-	return &rowError{string(id), fmt.Sprintf("the number %d is out of range", n[0])}
-}
-
-func sortKey(k *store.Key) {
-	slices.SortFunc(k.Versions, func(a, b store.Version) int { return int(a.Number) - int(b.Number) })
-	slices.SortFunc(k.Tombstones, func(a, b store.Tombstone) int { return int(a.Number) - int(b.Number) })
+	return f.Family()
 }
 
 var (
@@ -261,9 +202,9 @@ func (q queries) Scopes(ctx context.Context, after key.Scope, limit int) ([]key.
 		query, args = nextScopesQuery, append(args, arg)
 	}
 	var scopes []key.Scope
-	err := q.each(ctx, query, args, func(rows *sql.Rows) error {
+	err := q.each(ctx, query, args, func(r *sql.Rows) error {
 		var s key.Scope
-		if err := rows.Scan(&s); err != nil {
+		if err := r.Scan(&s); err != nil {
 			return err
 		}
 		scopes = append(scopes, s)
@@ -277,18 +218,18 @@ func (q queries) Scopes(ctx context.Context, after key.Scope, limit int) ([]key.
 
 // each runs a read, and f on every row of it.
 func (q queries) each(ctx context.Context, query query, args []any, f func(*sql.Rows) error) (err error) {
-	rows, err := q.view.query(ctx, query, args...)
+	found, err := q.view.query(ctx, query, args...)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	for rows.Next() {
+	defer func() { err = errors.Join(err, found.Close()) }()
+	for found.Next() {
 		if err := ctx.Err(); err != nil {
 			return err // inside a transaction nothing else ends the read
 		}
-		if err := f(rows); err != nil {
+		if err := f(found); err != nil {
 			return err
 		}
 	}
-	return rows.Err()
+	return found.Err()
 }

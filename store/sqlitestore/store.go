@@ -36,7 +36,7 @@ type Config struct {
 	//
 	// An "insert or replace" into that table deletes the scope's row, and by the cascade all its keys, before it
 	// inserts the row anew: use "on conflict do update". A scope whose id is changed keeps its keys, but they are
-	// refused under the new id until the rename is confirmed, which this version cannot do yet.
+	// refused under the new id until the rename is confirmed.
 	ScopeTable, ScopeColumn string
 }
 

@@ -1,0 +1,134 @@
+// Package rows puts what a store keeps together from the rows that its database returns.
+package rows
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"keyhold.example/keyhold/key"
+	"keyhold.example/keyhold/store"
+)
+
+// A family is read as one list of rows of several tables. The first column says which.
+const (
+	Now = iota
+	Root
+	RootVersion
+	RootTombstone
+	Data
+	DataVersion
+	DataTombstone
+)
+
+// Row is one row of a family, as the statement of every store returns it. Which column has what, depends on Table.
+type Row struct {
+	Table         int
+	ID, Owner     key.ID
+	Name          string
+	A, B, C, D, E int64
+	X, Y, Z       []byte
+}
+
+// Columns is where the columns are scanned to, in their order.
+func (r *Row) Columns() []any {
+	return []any{&r.Table, &r.ID, &r.Owner, &r.Name, &r.A, &r.B, &r.C, &r.D, &r.E, &r.X, &r.Y, &r.Z}
+}
+
+// Error says that a row holds what no row can. What it quotes is not the database's word, and never to be classified.
+type Error struct{ Row, Problem string }
+
+func (e *Error) Error() string { return fmt.Sprintf("row %q: %s", e.Row, e.Problem) }
+
+// Numbers collects those of a row that do not fit where they belong.
+type Numbers []int64
+
+// Fit is n as a T. Cut to T's size, a number that does not fit could stand for another: it is kept for Check instead.
+func Fit[T ~uint8 | ~uint32 | ~uint64](bad *Numbers, n int64) T {
+	if n < 0 || int64(T(n)) != n {
+		*bad = append(*bad, n)
+	}
+	return T(n)
+}
+
+// Check is an [*Error] about the row if a number of it did not fit.
+func (n Numbers) Check(row string) error {
+	if len(n) == 0 {
+		return nil
+	}
+	return &Error{row, fmt.Sprintf("the number %d is out of range", n[0])}
+}
+
+// Family is a family of which some rows were read. The zero value is one without any.
+type Family struct {
+	f    store.Family
+	data map[key.ID]*store.Key
+}
+
+// Add adds a row. A version or tombstone comes after its key. The row's slices are kept.
+func (f *Family) Add(r *Row) error {
+	var n Numbers
+	switch r.Table {
+	case Now:
+		f.f.Now = r.A
+	case Root, Data:
+		f.addKey(&n, r)
+	case RootVersion, DataVersion:
+		if k := f.key(r.Owner); k != nil {
+			k.Versions = append(k.Versions, store.Version{
+				ID: r.ID, Number: Fit[key.Version](&n, r.A), State: Fit[key.State](&n, r.B), Alg: Fit[key.Alg](&n, r.C), Created: r.D,
+				Commit: r.Y, Blob: r.Z, Parent: key.ID(r.Name), IKKID: r.X,
+			})
+		}
+	case RootTombstone, DataTombstone:
+		if k := f.key(r.Owner); k != nil {
+			k.Tombstones = append(k.Tombstones, store.Tombstone{
+				ID: r.ID, Number: Fit[key.Version](&n, r.A), Alg: Fit[key.Alg](&n, r.C), Destroyed: r.D, Commit: r.Y,
+			})
+		}
+	}
+	return n.Check(string(r.ID))
+}
+
+func (f *Family) addKey(n *Numbers, r *Row) {
+	k := store.Key{ID: r.ID, Kind: key.KEK, Scope: key.Scope(r.Name), RotateAt: r.E, Manifest: store.Manifest{
+		Seq: Fit[uint64](n, r.A), Head: Fit[key.Version](n, r.B),
+		RotateEvery: Fit[uint64](n, r.C), MaxMessages: Fit[uint64](n, r.D), IKKID: r.X, MAC: r.Y,
+	}}
+	if r.Table == Root {
+		f.f.Root = k
+		return
+	}
+	k.Kind, k.Scope, k.RootKeyID, k.Purpose = key.DEK, "", r.Owner, key.Purpose(r.Name)
+	if f.data == nil {
+		f.data = map[key.ID]*store.Key{}
+	}
+	f.data[k.ID] = &k
+}
+
+// key is nil for a key that was not read.
+func (f *Family) key(id key.ID) *store.Key {
+	if id == f.f.Root.ID {
+		return &f.f.Root
+	}
+	return f.data[id]
+}
+
+// Family is what was read, in the contract's order. Without a root key it is [store.ErrNotFound], with Now.
+func (f *Family) Family() (store.Family, error) {
+	if f.f.Root.ID == "" {
+		return store.Family{Now: f.f.Now}, store.ErrNotFound
+	}
+	for _, k := range f.data {
+		sortKey(k)
+		f.f.Data = append(f.f.Data, *k)
+	}
+	sortKey(&f.f.Root)
+	slices.SortFunc(f.f.Data, func(a, b store.Key) int { return strings.Compare(string(a.Purpose), string(b.Purpose)) })
+	return f.f, nil
+}
+
+func sortKey(k *store.Key) {
+	slices.SortFunc(k.Versions, func(a, b store.Version) int { return int(a.Number) - int(b.Number) })
+	slices.SortFunc(k.Tombstones, func(a, b store.Tombstone) int { return int(a.Number) - int(b.Number) })
+}

@@ -1,0 +1,100 @@
+package rows
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"keyhold.example/keyhold/key"
+	"keyhold.example/keyhold/store"
+)
+
+func family(t *testing.T, list ...Row) (store.Family, error) {
+	t.Helper()
+	var f Family
+	for i := range list {
+		if err := f.Add(&list[i]); err != nil {
+			return store.Family{}, err
+		}
+	}
+	return f.Family()
+}
+
+func some() []Row {
+	return []Row{
+		{Table: Now, A: 7},
+		{Table: Root, ID: "krk_a", Name: "scope", A: 1, B: 2, C: 3, D: 4, E: 5, X: []byte("ik"), Y: []byte("mac")},
+		{Table: RootVersion, ID: "krkv_a2", Owner: "krk_a", A: 2, B: 2, C: 1, D: 6, X: []byte("ik"), Y: []byte("commit"), Z: []byte("blob")},
+		{Table: RootTombstone, ID: "krkv_a1", Owner: "krk_a", A: 1, C: 1, D: 8, Y: []byte("commit")},
+		{Table: Data, ID: "kdk_z", Owner: "krk_a", Name: "z", A: 9, B: 3},
+		{Table: Data, ID: "kdk_b", Owner: "krk_a", Name: "b", A: 9, B: 1},
+		{Table: DataVersion, ID: "kdkv_z3", Owner: "kdk_z", Name: "krkv_a2", A: 3, B: 2, C: 1, D: 6},
+		{Table: DataVersion, ID: "kdkv_z2", Owner: "kdk_z", Name: "krkv_a2", A: 2, B: 3, C: 1, D: 6},
+		{Table: DataTombstone, ID: "kdkv_z1", Owner: "kdk_z", A: 1, C: 2, D: 8},
+		{Table: DataVersion, ID: "kdkv_lost", Owner: "kdk_lost", A: 1},
+	}
+}
+
+func TestFamily(t *testing.T) {
+	got, err := family(t, some()...)
+	want := store.Family{
+		Now: 7,
+		Root: store.Key{
+			ID: "krk_a", Kind: key.KEK, Scope: "scope", RotateAt: 5,
+			Manifest:   store.Manifest{Seq: 1, Head: 2, RotateEvery: 3, MaxMessages: 4, IKKID: []byte("ik"), MAC: []byte("mac")},
+			Versions:   []store.Version{{ID: "krkv_a2", Number: 2, State: 2, Alg: 1, Created: 6, IKKID: []byte("ik"), Commit: []byte("commit"), Blob: []byte("blob")}},
+			Tombstones: []store.Tombstone{{ID: "krkv_a1", Number: 1, Alg: 1, Destroyed: 8, Commit: []byte("commit")}},
+		},
+		Data: []store.Key{
+			{ID: "kdk_b", Kind: key.DEK, RootKeyID: "krk_a", Purpose: "b", Manifest: store.Manifest{Seq: 9, Head: 1}},
+			{
+				ID: "kdk_z", Kind: key.DEK, RootKeyID: "krk_a", Purpose: "z", Manifest: store.Manifest{Seq: 9, Head: 3},
+				Versions: []store.Version{
+					{ID: "kdkv_z2", Number: 2, State: 3, Alg: 1, Created: 6, Parent: "krkv_a2"},
+					{ID: "kdkv_z3", Number: 3, State: 2, Alg: 1, Created: 6, Parent: "krkv_a2"},
+				},
+				Tombstones: []store.Tombstone{{ID: "kdkv_z1", Number: 1, Alg: 2, Destroyed: 8}},
+			},
+		},
+	}
+	if d := cmp.Diff(want, got); d != "" || err != nil {
+		t.Errorf("%v (-want +got):\n%s", err, d)
+	}
+}
+
+func TestNoRootKeyIsNotFoundWithTheTime(t *testing.T) {
+	got, err := family(t, Row{Table: Now, A: 7})
+	if !errors.Is(err, store.ErrNotFound) || got.Now != 7 {
+		t.Errorf("%v, %v", got, err)
+	}
+}
+
+// Cut to their fields' sizes, these numbers would be sensible ones.
+func TestNumbersOutOfRangeAreNotReadAsOthers(t *testing.T) {
+	for i, columns := range map[int][]string{1: {"A", "B", "C", "D"}, 2: {"A", "B", "C"}, 3: {"A", "C"}, 4: {"A", "B", "C", "D"}, 6: {"A", "B", "C"}, 8: {"A", "C"}} {
+		for _, column := range columns {
+			for _, change := range []int64{256, -256, 1 << 32, math.MinInt64} {
+				list := some()
+				r := &list[i]
+				n := map[string]*int64{"A": &r.A, "B": &r.B, "C": &r.C, "D": &r.D}[column]
+				*n += change
+				fits := *n >= 0 && (r.Table == Root || r.Table == Data) && (column != "B" || change == 256) ||
+					*n >= 0 && change == 256 && column == "A"
+				_, err := family(t, list...)
+				bad, refused := errors.AsType[*Error](err)
+				if refused == fits || refused && bad.Row != string(r.ID) {
+					t.Errorf("%s, column %s %+d: %v", r.ID, column, change, err)
+				}
+			}
+		}
+	}
+	if err := Numbers(nil).Check("x"); err != nil {
+		t.Error(err)
+	}
+	if err := Numbers([]int64{-1}).Check("x"); fmt.Sprint(err) != `row "x": the number -1 is out of range` {
+		t.Error(err)
+	}
+}
