@@ -3,15 +3,21 @@ package main
 import (
 	"database/sql"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
+	_ "github.com/jackc/pgx/v5/stdlib"
 	"github.com/rogpeppe/go-internal/testscript"
 	_ "modernc.org/sqlite"
+
+	"keyhold.example/keyhold/keyholdtest"
 )
 
 func TestMain(m *testing.M) {
@@ -21,26 +27,67 @@ func TestMain(m *testing.M) {
 // realFile is the size of the file $BIG, which each script has: the beginning of this test's own program.
 const realFile = 5_000_000
 
+// kinds are the databases that the scripts run on, each with what gives a script the address of a new one.
+var kinds = map[string]func(t testing.TB, name string) string{
+	"sqlite":   func(_ testing.TB, name string) string { return "sqlite:" + name + ".db" },
+	"postgres": func(t testing.TB, _ string) string { return keyholdtest.Postgres(t) },
+}
+
+// theTest is the key of a script's test.
+type theTest struct{}
+
+// TestScripts runs the scripts of testdata/script on each kind of database, and those of a folder named after a kind
+// on that alone. The conditions [sqlite] and [postgres] say which it is.
 func TestScripts(t *testing.T) {
-	testscript.Run(t, testscript.Params{
-		Dir:                 "testdata/script",
+	for kind, address := range kinds {
+		t.Run(kind, func(t *testing.T) {
+			var files []string
+			for _, pattern := range []string{"testdata/script/*.txtar", "testdata/script/" + kind + "/*.txtar"} {
+				found, err := filepath.Glob(pattern)
+				if err != nil || len(found) == 0 {
+					t.Fatalf("%s: %v, %v", pattern, found, err)
+				}
+				files = append(files, found...)
+			}
+			testscript.Run(t, params(kind, address, files))
+		})
+	}
+}
+
+func params(kind string, address func(t testing.TB, name string) string, files []string) testscript.Params {
+	return testscript.Params{
+		Files:               files,
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Setup: func(env *testscript.Env) error {
 			for _, name := range []string{"KEYHOLD_DB", "KEYHOLD_ROOT", "KEYHOLD_PIN"} {
 				env.Setenv(name, "")
 			}
+			env.Values[theTest{}] = env.T()
 			big := filepath.Join(env.WorkDir, "big")
 			env.Setenv("BIG", big)
 			return copyPart(big, realFile)
 		},
+		Condition: func(cond string) (bool, error) {
+			if _, known := kinds[cond]; !known {
+				return false, fmt.Errorf("there are no databases %q", cond)
+			}
+			return cond == kind, nil
+		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
+			"newdb": func(ts *testscript.TestScript, neg bool, args []string) {
+				if neg || len(args) != 1 {
+					ts.Fatalf("usage: newdb VARIABLE")
+				}
+				ts.Setenv(args[0], address(ts.Value(theTest{}).(testing.TB), strings.ToLower(args[0])))
+			},
+			"parts": parts,
 			"exits": exits,
 			"sql":   runSQL,
 			"cut":   cut,
 			"flip":  flip,
 		},
-	})
+	}
 }
 
 // exits CODE PROGRAM ARG...: runs the program and checks its exit code.
@@ -62,16 +109,34 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// sql FILE STATEMENT: changes a database by hand.
+// sql ADDRESS STATEMENT: changes a database by hand. The name of a file is one of SQLite's.
 func runSQL(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
-		ts.Fatalf("usage: sql FILE STATEMENT")
+		ts.Fatalf("usage: sql ADDRESS STATEMENT")
 	}
-	db, err := sql.Open("sqlite", ts.MkAbs(args[0]))
+	driver, address := "pgx", args[0]
+	if !strings.HasPrefix(address, "postgres:") {
+		driver, address = "sqlite", ts.MkAbs(strings.TrimPrefix(address, "sqlite:"))
+	}
+	db, err := sql.Open(driver, address)
 	ts.Check(err)
 	defer db.Close()
 	_, err = db.Exec(args[1])
 	ts.Check(err)
+}
+
+// parts URL: sets HOST, PORT, USER and DATABASE to those of PostgreSQL's address.
+func parts(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: parts URL")
+	}
+	c, err := pgx.ParseConfig(args[0])
+	ts.Check(err)
+	for name, value := range map[string]string{
+		"HOST": c.Host, "PORT": strconv.Itoa(int(c.Port)), "USER": c.User, "DATABASE": c.Database,
+	} {
+		ts.Setenv(name, value)
+	}
 }
 
 // cut FROM TO BYTES: copies a file without its last bytes.

@@ -35,8 +35,11 @@ Start with "keyhold demo": the whole life of a key, on real data, in seconds. Th
   keyhold open <sealed
 
 Where things are: --db, --root and --pin, or else the environment's KEYHOLD_DB, KEYHOLD_ROOT and KEYHOLD_PIN (pins
-separated by commas). A database is sqlite:PATH. A root is file:PATH or env:NAME, an environment variable that holds the
-root's line. Only init, migrate up and demo make a database file that is not there.
+separated by commas). A database is sqlite:PATH; or postgres://USER@HOST/DATABASE, or keywords and values such as
+"service=app", both as PostgreSQL's own programs read them: what an address does not say comes from the PG* variables, the
+service file and the password file, so that postgres:// alone will do, and no password has to be in it. A root is file:PATH
+or env:NAME, an environment variable that holds the root's line. Only init, migrate up and demo make a database file that is
+not there; databases of PostgreSQL they do not make.
 
 What comes where: data on standard output, words on standard error. With --json a result is one value, or an array with one
 element on each line, and there are no words; an error is one line on standard error,
@@ -50,10 +53,10 @@ type app struct {
 	in       io.Reader
 	out, err io.Writer
 
-	db, root, prefix string
-	pins             []string
-	timeout          time.Duration
-	json             bool
+	db, root, prefix, schema string
+	pins                     []string
+	timeout                  time.Duration
+	json                     bool
 }
 
 // Main runs the program with the given arguments, which do not include its name, and returns its exit code. After
@@ -86,10 +89,11 @@ func (a *app) command() *cobra.Command {
 		return usageError(err.Error(), cmd.CommandPath()+" --help lists the flags")
 	})
 	flags := root.PersistentFlags()
-	flags.StringVar(&a.db, "db", "", "the database, sqlite:PATH (or KEYHOLD_DB)")
+	flags.StringVar(&a.db, "db", "", "the database, sqlite:PATH or postgres://... (or KEYHOLD_DB)")
 	flags.StringVar(&a.root, "root", "", "the external root, file:PATH or env:NAME (or KEYHOLD_ROOT)")
 	flags.StringArrayVar(&a.pins, "pin", nil, "a pin that the installation may have, as init printed it; can be repeated (or KEYHOLD_PIN)")
 	flags.StringVar(&a.prefix, "prefix", migrate.DefaultPrefix, "what the names of the tables begin with")
+	flags.StringVar(&a.schema, "schema", "", "on PostgreSQL, the schema of the tables (default where the search_path finds them)")
 	flags.DurationVar(&a.timeout, "timeout", keyhold.DefaultTimeout,
 		"how long one call to the database or the root may take; negative is for ever, 0 is refused")
 	flags.BoolVar(&a.json, "json", false, "print JSON")

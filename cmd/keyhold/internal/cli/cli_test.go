@@ -20,6 +20,7 @@ import (
 	"keyhold.example/keyhold"
 	"keyhold.example/keyhold/envelope"
 	"keyhold.example/keyhold/key"
+	"keyhold.example/keyhold/keyholdtest"
 	"keyhold.example/keyhold/store"
 )
 
@@ -357,11 +358,13 @@ func TestAnArrayIsClosedWhateverEndsIt(t *testing.T) {
 }
 
 func TestOfManyThatInitializeAtOnceOneSaysThatItDid(t *testing.T) {
-	dir := t.TempDir()
-	root := filepath.Join(dir, "root.key")
-	if code := Main(t.Context(), []string{"root", "keygen", root}, nil, io.Discard, io.Discard); code != exitDone {
-		t.Fatal(code)
-	}
+	t.Run("sqlite", func(t *testing.T) { initializeAtOnce(t, "sqlite:"+filepath.Join(t.TempDir(), "keys.db")) })
+	t.Run("postgres", func(t *testing.T) { initializeAtOnce(t, keyholdtest.Postgres(t)) })
+}
+
+func initializeAtOnce(t *testing.T, db string) {
+	t.Helper()
+	root := newRoot(t)
 	var results [8]struct {
 		code   int
 		stdout bytes.Buffer
@@ -371,7 +374,7 @@ func TestOfManyThatInitializeAtOnceOneSaysThatItDid(t *testing.T) {
 	for i := range results {
 		r := &results[i]
 		all.Go(func() {
-			args := []string{"init", "--json", "--db", "sqlite:" + filepath.Join(dir, "keys.db"), "--root", "file:" + root}
+			args := []string{"init", "--json", "--db", db, "--root", "file:" + root}
 			r.code = Main(t.Context(), args, nil, &r.stdout, &r.stderr)
 		})
 	}

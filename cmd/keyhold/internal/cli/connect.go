@@ -2,12 +2,9 @@ package cli
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 
 	wrapping "github.com/hashicorp/go-kms-wrapping/v2"
@@ -17,27 +14,30 @@ import (
 	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/localroot"
 	"keyhold.example/keyhold/migrate"
-	"keyhold.example/keyhold/store/sqlitestore"
 )
 
 const (
-	dbHint   = "give --db sqlite:PATH, or set KEYHOLD_DB"
+	dbHint   = "give --db sqlite:PATH or --db postgres://..., or set KEYHOLD_DB"
 	rootHint = "give --root file:PATH or --root env:NAME, or set KEYHOLD_ROOT; keyhold root keygen FILE makes a root"
 )
 
-// databasePath is the file that a database's address names.
-func databasePath(address string) (string, error) {
-	scheme, path, _ := strings.Cut(address, ":")
-	switch {
-	case address == "":
-		return "", usageError("no database is given", dbHint)
-	case scheme == "postgres" || scheme == "postgresql":
-		return "", usageError("PostgreSQL is not supported by this version of keyhold", dbHint)
-	case scheme != "sqlite" || path == "":
-		// The address may be a connection string with a password, so it is not repeated.
-		return "", usageError("the database's address is not of the form sqlite:PATH", dbHint)
+// address is the database that the command is to work with.
+func (a *app) address() (address, error) { return parseAddress(setting(a.db, "KEYHOLD_DB")) }
+
+// tables is the names of the tables, as messages have them.
+func (a *app) tables() string {
+	if a.schema != "" {
+		return a.schema + "." + a.prefix + "_*"
 	}
-	return path, nil
+	return a.prefix + "_*"
+}
+
+// limited is ctx with the time that one call may take.
+func (a *app) limited(ctx context.Context) (context.Context, context.CancelFunc) {
+	if a.timeout < 0 {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, a.timeout)
 }
 
 // tableFlags are the flags that say how new tables are made. Nothing of it can be changed later.
@@ -50,50 +50,29 @@ func (f *tableFlags) add(c *cobra.Command) {
 	c.Flags().StringVar(&f.scopeType, "scope-type", "", "type of the scope's id in new tables: text, uuid or bigint (default text)")
 	c.Flags().StringVar(&f.scopeTable, "scope-table", "",
 		"the application's table of scopes, which new tables get a foreign key to: deleting a scope there deletes its keys; "+
-			"on SQLite this cannot be added later; the table has to be there when keys are created")
+			"on PostgreSQL the table has to be there; on SQLite this cannot be added later, and the table has to be there when keys are created")
 	c.Flags().StringVar(&f.scopeColumn, "scope-column", "", "the column of --scope-table with the scope's id")
 }
 
-func (f *tableFlags) options(prefix string) (migrate.Options, error) {
+func (f *tableFlags) options(a *app) (migrate.Options, error) {
 	if (f.scopeTable == "") != (f.scopeColumn == "") {
 		return migrate.Options{}, usageError("--scope-table and --scope-column have to be given together", "")
 	}
 	return migrate.Options{
-		Prefix: prefix, ScopeType: migrate.ScopeType(f.scopeType), ScopeTable: f.scopeTable, ScopeColumn: f.scopeColumn,
+		Prefix: a.prefix, Schema: a.schema, ScopeType: migrate.ScopeType(f.scopeType), ScopeTable: f.scopeTable, ScopeColumn: f.scopeColumn,
 	}.Checked()
 }
 
 // openStore opens the database, and makes its file first if create is set and it is not there.
-func (a *app) openStore(ctx context.Context, tables tableFlags, create bool) (*sqlitestore.Store, error) {
-	path, err := databasePath(setting(a.db, "KEYHOLD_DB"))
-	if err != nil {
-		return nil, err
-	}
+func (a *app) openStore(ctx context.Context, tables tableFlags, create bool) (database, error) {
+	ctx, cancel := a.limited(ctx)
+	defer cancel()
 	// Before the file is made.
-	options, err := tables.options(a.prefix)
+	options, err := tables.options(a)
 	if err != nil {
 		return nil, err
 	}
-	if create {
-		if _, err := os.Stat(filepath.Dir(path)); errors.Is(err, fs.ErrNotExist) {
-			return nil, failed("no_database", "there is no folder "+filepath.Dir(path)+" to make the database in", "")
-		}
-	}
-	config := sqlitestore.Config{
-		Prefix: a.prefix, ScopeType: options.ScopeType, ScopeTable: options.ScopeTable, ScopeColumn: options.ScopeColumn,
-	}
-	open := config.Open
-	if create {
-		open = config.Create
-	}
-	s, err := open(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		hint := "keyhold init makes one"
-		if len(a.allPins()) > 0 {
-			hint = "look at its path; keyhold init makes one only where no pin is given, by --pin or KEYHOLD_PIN"
-		}
-		return nil, failed("no_database", "there is no database "+path, hint)
-	}
+	s, err := a.openDatabase(ctx, options, create)
 	if err != nil {
 		return nil, err
 	}
@@ -104,58 +83,31 @@ func (a *app) openStore(ctx context.Context, tables tableFlags, create bool) (*s
 	case have == "" || have == options.ScopeType:
 		return s, nil
 	}
-	if err := s.Close(); err != nil {
-		return nil, err
-	}
-	config.ScopeType = have
-	return config.Open(path)
+	return s.withScopeType(have)
 }
 
 // checkTables returns the type that the tables have for scopes, empty where there are none, and refuses flags that
 // tables which are there already do not fit.
-func (a *app) checkTables(ctx context.Context, s *sqlitestore.Store, given tableFlags) (migrate.ScopeType, error) {
-	have, err := scopeTypeOf(ctx, s, a.prefix)
+func (a *app) checkTables(ctx context.Context, s database, given tableFlags) (migrate.ScopeType, error) {
+	have, err := s.scopeType(ctx)
 	if err != nil || have == "" {
 		return "", err
 	}
 	if given.scopeType != "" && string(have) != given.scopeType {
-		return "", usageError("the tables "+a.prefix+"_* have scopes of type "+string(have)+", which cannot be changed", "leave out --scope-type")
+		return "", usageError("the tables "+a.tables()+" have scopes of type "+string(have)+", which cannot be changed", "leave out --scope-type")
 	}
-	if given.scopeTable != "" {
-		refers := false
-		err := s.DB().QueryRowContext(ctx, `select exists (select 1 from pragma_foreign_key_list(?)
-			where "from" = 'scope_id' and lower("table") = lower(?) and lower("to") = lower(?))`,
-			a.prefix+"_root_key", given.scopeTable, given.scopeColumn).Scan(&refers)
-		if err != nil {
-			return "", err
-		}
-		if !refers {
-			return "", usageError(fmt.Sprintf("the tables %s_* have no foreign key to %s (%s), and none can be added",
-				a.prefix, given.scopeTable, given.scopeColumn), "leave out --scope-table and --scope-column, or make new tables with another --prefix")
-		}
+	if given.scopeTable == "" {
+		return have, nil
 	}
-	return have, nil
-}
-
-// scopeTypeOf reads from the tables which type they have for scopes, so that nobody has to say it again. It is
-// empty where there are none.
-func scopeTypeOf(ctx context.Context, s *sqlitestore.Store, prefix string) (migrate.ScopeType, error) {
-	var declared string
-	err := s.DB().QueryRowContext(ctx,
-		"select lower(type) from pragma_table_info(?) where name = 'scope_id'", prefix+"_root_key").Scan(&declared)
-	switch {
-	case errors.Is(err, sql.ErrNoRows):
-		return "", nil
-	case err != nil:
-		return "", errors.Join(s.CheckSchema(ctx), err) // the store says best what is wrong with the file
+	refers, err := s.refersTo(ctx, given.scopeTable, given.scopeColumn)
+	if err != nil || refers {
+		return have, err
 	}
-	switch declared {
-	case "char(36)":
-		return migrate.UUID, nil
-	case "bigint":
-		return migrate.BigInt, nil
+	message := fmt.Sprintf("the tables %s have no foreign key to %s (%s)", a.tables(), given.scopeTable, given.scopeColumn)
+	if alter := s.addReference(given.scopeTable, given.scopeColumn); alter != "" {
+		return "", usageError(message, "leave out --scope-table and --scope-column; this adds it: "+alter)
 	}
-	return migrate.Text, nil
+	return "", usageError(message+", and none can be added", "leave out --scope-table and --scope-column, or make new tables with another --prefix")
 }
 
 // openRoot opens the external root. given is how the user wrote it.
@@ -203,7 +155,7 @@ func (a *app) allPins() []string {
 // session is an open installation.
 type session struct {
 	*keyhold.Manager
-	store *sqlitestore.Store
+	store database
 }
 
 func (s *session) close(err error) error {
@@ -238,8 +190,9 @@ func (a *app) open(ctx context.Context, config keyhold.Config) (*session, error)
 }
 
 // manager opens the installation in s.
-func (a *app) manager(ctx context.Context, s *sqlitestore.Store, config keyhold.Config, given string) (*keyhold.Manager, error) {
-	config.Pins, config.Timeout = a.allPins(), a.timeout
+func (a *app) manager(ctx context.Context, s database, config keyhold.Config, given string) (*keyhold.Manager, error) {
+	// A command that makes one call, or few, gains nothing by what it could keep between them.
+	config.Pins, config.Timeout, config.Strict = a.allPins(), a.timeout, true
 	m, err := keyhold.New(ctx, s, config)
 	if errors.Is(err, keyhold.ErrRoot) {
 		return nil, wrongRoot(ctx, s, config.Root, given)
@@ -248,7 +201,7 @@ func (a *app) manager(ctx context.Context, s *sqlitestore.Store, config keyhold.
 }
 
 // wrongRoot says which root was given and which would be right, by their ids, which are not secret.
-func wrongRoot(ctx context.Context, s *sqlitestore.Store, root wrapping.Wrapper, given string) error {
+func wrongRoot(ctx context.Context, s database, root wrapping.Wrapper, given string) error {
 	message := "the root " + given
 	if id, err := root.KeyId(ctx); err == nil && id != "" {
 		message += " (" + id + ")"

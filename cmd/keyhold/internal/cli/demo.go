@@ -30,14 +30,17 @@ func (a *app) demoCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "demo [FILE.csv --scope-column C --seal-column S]",
 		Short: "Walk through the whole life of a key, on real data, in seconds",
-		Long: `Shows on an SQLite database what an application does with keyhold: makes an installation, tables and tenants with their keys,
+		Long: `Shows on a real database what an application does with keyhold: makes an installation, tables and tenants with their keys,
 seals a column, opens it, rotates, rewraps, tampers, deletes a tenant, and checks everything. It says what it did, how often, how
 long it took and why it matters, and leaves the files for the other commands to explore.
 
 The data is a list of 1000 invented customers, or FILE.csv: the rows are sealed by tenant (--scope-column), one column of
 each (--seal-column). The files are a database demo.db and a root root.key in a new folder keyhold-demo, or in --dir. It
-ignores KEYHOLD_DB, KEYHOLD_ROOT and KEYHOLD_PIN. With --db it works in that database, in tables that begin with khdemo_, and
-refuses if there are any.`,
+ignores KEYHOLD_DB, KEYHOLD_ROOT and KEYHOLD_PIN.
+
+With --db it works in that database: on PostgreSQL in a schema of its own, keyhold_demo, on SQLite in tables that begin with
+khdemo_. It touches nothing else, and refuses if there are such tables. What it made stays; on PostgreSQL
+"drop schema keyhold_demo cascade" removes it.`,
 		Args: args("[FILE.csv]"),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.runDemo(cmd, args, &f) },
 	}
@@ -48,15 +51,15 @@ refuses if there are any.`,
 }
 
 func (a *app) runDemo(cmd *cobra.Command, args []string, f *demoFlags) error {
-	for _, flag := range []string{"root", "pin", "prefix"} {
+	for _, flag := range []string{"root", "pin", "prefix", "schema"} {
 		if cmd.Flags().Changed(flag) {
 			return usageError("demo makes an installation of its own, and takes no --"+flag, "")
 		}
 	}
-	database := ""
+	var where address
 	if a.db != "" {
 		var err error
-		if database, err = databasePath(a.db); err != nil {
+		if where, err = parseAddress(a.db); err != nil {
 			return err
 		}
 	}
@@ -69,35 +72,44 @@ func (a *app) runDemo(cmd *cobra.Command, args []string, f *demoFlags) error {
 		return err
 	}
 	// What may be said of the database is about this one, whatever the environment names.
-	a.db = "sqlite:" + database
-	if database == "" {
-		a.db += filepath.Join(dir, demo.File)
+	if a.db == "" {
+		a.db = "sqlite:" + filepath.Join(dir, demo.File)
 	}
 	account, err := demo.Run(cmd.Context(), demo.Config{
-		Dir: dir, Database: database, Timeout: a.timeout, Data: data, Progress: a.progress(), Step: a.demoStep(data),
+		Dir: dir, Database: where.path, Postgres: where.dsn, PostgresShown: where.shown,
+		Timeout: a.timeout, Data: data, Progress: a.progress(), Step: a.demoStep(data),
 	})
 	if err != nil && made {
 		_ = os.Remove(dir) // which does nothing if there is something in it
 	}
 	switch {
 	case errors.Is(err, demo.ErrExists):
+		hint := "choose another --dir or --db"
+		if account.Schema != "" {
+			hint = "choose another --db, or remove what is there: drop schema " + account.Schema + " cascade"
+		}
 		return failed("exists",
-			"a demo was made in "+account.Database+" already, or tables with its names are there: nothing was changed",
-			"choose another --dir or --db")
+			"a demo was made in "+account.Database+" already, or tables with its names are there: nothing was changed", hint)
 	case errors.Is(err, fs.ErrExist):
 		return failed("exists", account.Root+" is there already, and was not touched", "choose another --dir")
 	case err != nil:
 		return err
 	}
 	commands := exploring(account)
+	if account.Schema != "" && !where.whole {
+		a.say("the commands leave out the password, or what else may be secret in the address: PGPASSWORD or the password file can have a password")
+	}
 	if a.json {
 		return writeError(encode(a.out, struct {
 			*demo.Account
 			Explore []string `json:"explore"`
 		}{account, commands}))
 	}
-	return a.write(fmt.Appendf(nil, "\nDone in %.1f s. To explore what is left:\n\n  %s\n",
-		account.Milliseconds/1000, strings.Join(commands, "\n  ")))
+	text := fmt.Sprintf("\nDone in %.1f s. To explore what is left:\n\n  %s\n", account.Milliseconds/1000, strings.Join(commands, "\n  "))
+	if account.Schema != "" {
+		text += "\nTo remove it from the database, with all its keys: drop schema " + account.Schema + " cascade\n"
+	}
+	return a.write([]byte(text))
 }
 
 // demoData reads the data that the arguments name.
@@ -203,9 +215,16 @@ func (a *app) progress() func(what string, parts int) func() {
 func exploring(account *demo.Account) []string {
 	program := programName()
 	// The pin too, as the environment may have that of another installation.
-	flags := " --db " + shellQuote("sqlite:"+account.Database) + " --root " + shellQuote("file:"+account.Root) + " --pin " + account.Pin
+	db := account.Database
+	if account.Schema == "" {
+		db = "sqlite:" + db
+	}
+	flags := " --db " + shellQuote(db) + " --root " + shellQuote("file:"+account.Root) + " --pin " + account.Pin
 	if account.Prefix != migrate.DefaultPrefix {
 		flags += " --prefix " + account.Prefix
+	}
+	if account.Schema != "" {
+		flags += " --schema " + account.Schema
 	}
 	return []string{
 		program + " status" + flags,

@@ -87,7 +87,7 @@ func (a *app) explain(ctx context.Context, err error) *problem {
 	case errors.As(err, &schema):
 		return fail("schema", schema.Error(), "")
 	case errors.Is(err, keyhold.ErrNotInitialized):
-		return fail("not_initialized", "there is no installation in "+a.where()+", with tables "+a.prefix+"_*", "keyhold init makes one")
+		return fail("not_initialized", "there is no installation in "+a.where()+", with tables "+a.tables(), "keyhold init makes one")
 	case errors.Is(err, keyhold.ErrPin):
 		return fail("pin", err.Error(), "another database, or one that was replaced: compare with the pin that keyhold init printed for yours")
 	case errors.As(err, &integrity):
@@ -113,6 +113,8 @@ func (a *app) explain(ctx context.Context, err error) *problem {
 	case errors.Is(err, store.ErrUnknownOutcome):
 		return fail("unknown_outcome", "the database was lost at the commit: what was asked was done, or not",
 			"look, and repeat it if it was not")
+	case a.explainPostgres(err) != nil:
+		return a.explainPostgres(err)
 	case errors.Is(err, keyhold.ErrUnavailable):
 		return fail("unavailable", "cannot use "+a.where()+": "+a.reason(err), "")
 	case errors.Is(err, context.DeadlineExceeded):
@@ -131,8 +133,8 @@ func (a *app) explain(ctx context.Context, err error) *problem {
 
 // where names the database as the user gave it.
 func (a *app) where() string {
-	if db := setting(a.db, "KEYHOLD_DB"); db != "" {
-		return "the database " + db
+	if where, err := a.address(); err == nil {
+		return "the database " + where.shown
 	}
 	return "the database"
 }
@@ -167,11 +169,11 @@ func sentence(err, sentinel error) string {
 // reason is what a store says after [store.ErrUnavailable]. Where the file cannot be opened, the system says best why.
 func (a *app) reason(err error) string {
 	said := storeReason(err)
-	path, pathErr := databasePath(setting(a.db, "KEYHOLD_DB"))
-	if pathErr != nil || said != "the file cannot be opened" {
+	where, wrong := a.address()
+	if wrong != nil || where.isPostgres() || said != "the file cannot be opened" {
 		return said
 	}
-	file, openErr := os.Open(path) // nothing holds a lock on it any more, which closing it would release
+	file, openErr := os.Open(where.path) // nothing holds a lock on it any more, which closing it would release
 	if openErr != nil {
 		return pathReason(openErr)
 	}

@@ -39,22 +39,26 @@ func (a *app) runInit(cmd *cobra.Command, tables tableFlags) error {
 		return err
 	}
 	defer func() { _ = m.Close() }()
+	where, err := a.address()
+	if err != nil {
+		return err
+	}
 	info, err := m.Installation(ctx)
 	if err != nil {
 		return err
 	}
 	if m.Made() {
-		a.say("made a new installation in %s, with the tables %s_*", setting(a.db, "KEYHOLD_DB"), a.prefix)
+		a.say("made a new installation in %s, with the tables %s", where.shown, a.tables())
 		a.say("its root is %s; "+
 			"whoever loses it loses every key in this database, so keep a copy in a safe place, apart from the database's backups", given)
 		a.say("the pin below is not secret: give it as --pin or KEYHOLD_PIN, and nobody can put another installation in this one's place")
 	} else {
-		a.say("the installation in %s is there already, and was not changed; its pin:", setting(a.db, "KEYHOLD_DB"))
+		a.say("the installation in %s is there already, and was not changed; its pin:", where.shown)
 	}
 	if a.json {
 		return writeError(encode(a.out, map[string]any{
-			"created": m.Made(), "database": setting(a.db, "KEYHOLD_DB"), "installation": info.ID, "pin": info.Pin,
-			"prefix": a.prefix, "root": given,
+			"created": m.Made(), "database": where.shown, "installation": info.ID, "pin": info.Pin,
+			"prefix": a.prefix, "root": given, "schema": a.schema,
 		}))
 	}
 	return a.write([]byte(info.Pin + "\n"))

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"keyhold.example/keyhold/migrate"
+	"keyhold.example/keyhold/store/pgstore"
 	"keyhold.example/keyhold/store/sqlitestore"
 )
 
@@ -26,19 +27,20 @@ func (a *app) migrateUpCommand() *cobra.Command {
 database file if it is not there. init does it too.`,
 		Args: args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.withStore(cmd.Context(), tables, true, func(ctx context.Context, s *sqlitestore.Store) error {
-				before, err := s.MigrationStatus(ctx)
+			return a.withStore(cmd.Context(), tables, true, func(ctx context.Context, s database) error {
+				before, err := s.migrations(ctx)
 				if err != nil {
 					return err
 				}
 				if err := s.Migrate(ctx); err != nil {
 					return err
 				}
-				after, err := s.MigrationStatus(ctx)
+				after, err := s.migrations(ctx)
 				if err != nil {
 					return err
 				}
-				a.say("applied %s", plural(applied(after)-applied(before), "migration", "migrations"))
+				// Somebody else may have applied them at the same time.
+				a.say("the tables have %s, %d of them new", plural(applied(after), "migration", "migrations"), applied(after)-applied(before))
 				return a.printMigrations(after)
 			})
 		},
@@ -54,8 +56,8 @@ func (a *app) migrateStatusCommand() *cobra.Command {
 		Long:  "Lists the migrations. The exit code is 3 if the database does not have all of them.",
 		Args:  args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.withStore(cmd.Context(), tableFlags{}, false, func(ctx context.Context, s *sqlitestore.Store) error {
-				list, err := s.MigrationStatus(ctx)
+			return a.withStore(cmd.Context(), tableFlags{}, false, func(ctx context.Context, s database) error {
+				list, err := s.migrations(ctx)
 				if err != nil {
 					return err
 				}
@@ -76,13 +78,25 @@ func (a *app) migratePrintCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "print",
 		Short: "Print the SQL of the migrations; needs no database",
-		Args:  args(),
+		Long: `Prints the SQL for databases of the kind that --db or KEYHOLD_DB names, which need not be there; SQLite's if neither is
+set. With --db postgres:// it is PostgreSQL's.`,
+		Args: args(),
 		RunE: func(*cobra.Command, []string) error {
-			options, err := tables.options(a.prefix)
+			options, err := tables.options(a)
 			if err != nil {
 				return err
 			}
-			fsys, err := sqlitestore.Migrations(options)
+			render := sqlitestore.Migrations
+			if setting(a.db, "KEYHOLD_DB") != "" {
+				where, err := a.address()
+				if err != nil {
+					return err
+				}
+				if where.isPostgres() {
+					render = pgstore.Migrations
+				}
+			}
+			fsys, err := render(options)
 			if err != nil {
 				return err
 			}
@@ -116,13 +130,10 @@ func (a *app) migratePrintCommand() *cobra.Command {
 
 // withStore opens the database without its installation, and limits the time of all that f does.
 func (a *app) withStore(
-	ctx context.Context, tables tableFlags, create bool, f func(context.Context, *sqlitestore.Store) error,
+	ctx context.Context, tables tableFlags, create bool, f func(context.Context, database) error,
 ) error {
-	if a.timeout >= 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, a.timeout)
-		defer cancel()
-	}
+	ctx, cancel := a.limited(ctx)
+	defer cancel()
 	s, err := a.openStore(ctx, tables, create)
 	if err != nil {
 		return err
@@ -131,7 +142,7 @@ func (a *app) withStore(
 	return f(ctx, s)
 }
 
-func applied(list []sqlitestore.Migration) int {
+func applied(list []migration) int {
 	n := 0
 	for _, m := range list {
 		if m.Applied {
@@ -141,7 +152,7 @@ func applied(list []sqlitestore.Migration) int {
 	return n
 }
 
-func (a *app) printMigrations(migrations []sqlitestore.Migration) error {
+func (a *app) printMigrations(migrations []migration) error {
 	list := a.newStream("NUMBER\tNAME\tAPPLIED")
 	for _, m := range migrations {
 		v := map[string]any{"number": m.Number, "name": m.Name, "applied": m.Applied}

@@ -10,7 +10,7 @@ import (
 )
 
 func (a *app) scopeCommand() *cobra.Command {
-	return group("scope", "Scopes, such as tenants", a.scopeCreateCommand(), a.scopeListCommand())
+	return group("scope", "Scopes, such as tenants", a.scopeCreateCommand(), a.scopeListCommand(), a.scopeRenameCommand())
 }
 
 func (a *app) scopeCreateCommand() *cobra.Command {

@@ -16,7 +16,6 @@ import (
 	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/localroot"
 	"keyhold.example/keyhold/store"
-	"keyhold.example/keyhold/store/sqlitestore"
 )
 
 // Purpose is what the data keys of a demo are for.
@@ -34,8 +33,12 @@ type Config struct {
 	// Database is the SQLite file of the user's to work in, where all the demo's tables begin with khdemo_. Empty is a
 	// new file demo.db in Dir, with keyhold's usual prefix and an application's usual names.
 	Database string
-	Timeout  time.Duration // as [keyhold.Config.Timeout]
-	Data     *Table
+	// Postgres, if not empty, is the address of the PostgreSQL database to work in, where all is in the schema
+	// keyhold_demo. The account has PostgresShown in its place, which has no password.
+	Postgres, PostgresShown string
+
+	Timeout time.Duration // as [keyhold.Config.Timeout]
+	Data    *Table
 
 	Step func(Step) // if not nil, called after each step
 	// Progress, if not nil, is called when something begins that has so many parts; what it returns is called after
@@ -45,8 +48,9 @@ type Config struct {
 
 // Account is what a demo did.
 type Account struct {
-	Database     string  `json:"database"` // the file
+	Database     string  `json:"database"` // the file, or the address
 	Root         string  `json:"root"`     // the file
+	Schema       string  `json:"schema,omitempty"`
 	Prefix       string  `json:"prefix"`
 	Pin          string  `json:"pin"`
 	Source       string  `json:"source"` // of the rows
@@ -72,9 +76,9 @@ type walk struct {
 	Config
 	account *Account
 	names   names
-	store   *sqlitestore.Store
-	db      *sql.DB
+	at      *place
 	keys    *keyhold.Manager
+	root    *localroot.Root
 
 	rollback func(*sql.Tx) error // what ends a transaction that is not committed
 
@@ -95,9 +99,12 @@ func Run(ctx context.Context, cfg Config) (*Account, error) { return newWalk(cfg
 
 func newWalk(cfg Config) *walk {
 	w := &walk{Config: cfg, account: &Account{}, names: embeddedNames, secrets: map[int]string{}, rollback: (*sql.Tx).Rollback}
-	if w.Database != "" {
+	switch {
+	case w.Postgres != "":
+		w.names, w.Database = schemaNames, w.PostgresShown
+	case w.Database != "":
 		w.names = guestNames
-	} else {
+	default:
 		w.Database = filepath.Join(w.Dir, File)
 	}
 	byScope := map[key.Scope]*tenant{}
@@ -112,7 +119,7 @@ func newWalk(cfg Config) *walk {
 		w.secrets[i+1] = row.Secret
 	}
 	*w.account = Account{
-		Database: w.Database, Root: filepath.Join(w.Dir, "root.key"), Prefix: w.names.prefix, Source: cfg.Data.Source,
+		Database: w.Database, Root: filepath.Join(w.Dir, "root.key"), Schema: w.names.schema, Prefix: w.names.prefix, Source: cfg.Data.Source,
 		SealColumn: cfg.Data.SealColumn, Rows: len(cfg.Data.Rows), Tenants: len(w.tenants),
 	}
 	return w
@@ -130,8 +137,8 @@ func (w *walk) run(ctx context.Context) (err error) {
 		if w.keys != nil {
 			err = errors.Join(err, w.keys.Close())
 		}
-		if w.store != nil {
-			err = errors.Join(err, w.store.Close())
+		if w.at != nil {
+			err = errors.Join(err, w.at.close())
 		}
 	}()
 	for _, part := range []struct {
@@ -142,7 +149,7 @@ func (w *walk) run(ctx context.Context) (err error) {
 		{"installation", "The root alone is outside the database: a stolen copy of the database opens nothing without it.", w.install},
 		{"tenants", "A tenant never exists without its keys, nor keys without their tenant.", w.createTenants},
 		{"seal", "Each value is bound to its tenant, its column and its row.", w.seal},
-		{"open", "What was sealed is what comes back.", w.open},
+		{"open", "What was sealed is what comes back.", w.openAll},
 		{"rotate", "A key that is used for ever is worth ever more to a thief. Nothing has to be encrypted anew to change it.", w.rotate},
 		{"rewrap", "After this the old root key version protects nothing any more, and not one row was touched.", w.rewrap},
 		{"tamper", "Whoever can write to the database still cannot make it say something else.", w.tamper},
@@ -184,35 +191,50 @@ func (w *walk) install(ctx context.Context, step *Step) error {
 	if _, err := os.Lstat(w.account.Root); err == nil {
 		return fmt.Errorf("%s: %w", w.account.Root, fs.ErrExist)
 	}
-	s, err := sqlitestore.Config{
-		Prefix: w.names.prefix, ScopeTable: w.names.tenant, ScopeColumn: "id",
-	}.Create(w.Database)
-	if err != nil {
+	if err := w.prepare(ctx); err != nil {
 		return err
 	}
-	w.store, w.db = s, s.DB()
-	if err := w.names.absent(ctx, w.db); err != nil {
+	var err error
+	if w.root, err = localroot.Generate(w.account.Root); err != nil {
 		return err
 	}
-	root, err := localroot.Generate(w.account.Root)
-	if err != nil {
-		return err
-	}
-	w.keys, err = keyhold.New(ctx, w.store, keyhold.Config{
-		Root: root, Purposes: []key.Purpose{Purpose}, Initialize: true, Timeout: w.Timeout,
-	})
-	if err != nil {
+	if w.keys, err = w.open(ctx, true); err != nil {
 		return err
 	}
 	w.account.Pin = w.keys.Pin()
-	if err := w.names.create(ctx, w.db); err != nil {
+	if err := w.names.create(ctx, w.at.db); err != nil {
 		return err
 	}
 	step.did("Made a root in %s, which only you can read.", w.account.Root)
-	step.did("Made keyhold's tables, %s_*, in %s, and an installation key that the root seals.", w.names.prefix, w.Database)
+	where := w.Database
+	if w.names.schema != "" {
+		where = "the schema " + w.names.schema + " of " + where
+	}
+	step.did("Made keyhold's tables, %s_*, in %s, and an installation key that the root seals.", w.names.prefix, where)
 	step.did("Made two tables of an application: %s, and %s with a column for ciphertext. Foreign keys tie keys to tenants, and rows to keys.",
 		w.names.tenant, w.names.record)
 	return nil
+}
+
+// prepare opens the database and makes keyhold's tables, before there is a root: nothing is left of a demo that may
+// not make tables.
+func (w *walk) prepare(ctx context.Context) (err error) {
+	ctx, cancel := w.limited(ctx)
+	defer cancel()
+	if w.at, err = w.connect(ctx); err != nil {
+		return err
+	}
+	if err := w.names.absent(ctx, w.at.db); err != nil {
+		return err
+	}
+	return w.at.store.Migrate(ctx)
+}
+
+// open opens the installation, as each process of the application's does.
+func (w *walk) open(ctx context.Context, initialize bool) (*keyhold.Manager, error) {
+	return keyhold.New(ctx, w.at.store, keyhold.Config{
+		Root: w.root, Purposes: []key.Purpose{Purpose}, Initialize: initialize, Timeout: w.Timeout,
+	})
 }
 
 func (w *walk) check(ctx context.Context, step *Step) error {
@@ -233,7 +255,7 @@ func (w *walk) check(ctx context.Context, step *Step) error {
 			versions += len(k.Versions)
 		}
 	}
-	rows, err := w.names.countRows(ctx, w.db, "")
+	rows, err := w.names.countRows(ctx, w.at.db, "")
 	if err != nil {
 		return err
 	}
@@ -258,7 +280,7 @@ func refused(what string, err, reason error) error {
 // inTx runs f in a transaction of the application's. It begins with a write, so that it waits for other processes
 // there and is not refused later.
 func (w *walk) inTx(ctx context.Context, f func(tx *sql.Tx, keys store.Tx) error) error {
-	tx, err := w.db.BeginTx(ctx, nil)
+	tx, err := w.at.db.BeginTx(ctx, nil)
 	if err != nil {
 		return err
 	}
@@ -266,7 +288,7 @@ func (w *walk) inTx(ctx context.Context, f func(tx *sql.Tx, keys store.Tx) error
 	if err := w.names.lock(ctx, tx); err != nil {
 		return err
 	}
-	if err := f(tx, w.store.InTx(tx)); err != nil {
+	if err := f(tx, w.at.inTx(tx)); err != nil {
 		return err
 	}
 	return tx.Commit()
@@ -294,7 +316,7 @@ func (w *walk) tryTenant(ctx context.Context, id key.Scope, f func(keys store.Tx
 	if err := refused("listing the keys of a tenant that was rolled back", err, keyhold.ErrNotFound); err != nil {
 		return err
 	}
-	there, err := w.names.countTenants(ctx, w.db, id)
+	there, err := w.names.countTenants(ctx, w.at.db, id)
 	if err == nil && there != 0 {
 		err = errors.New("a tenant that was rolled back is there")
 	}

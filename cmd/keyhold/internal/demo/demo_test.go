@@ -5,6 +5,7 @@ import (
 	"encoding/csv"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -12,9 +13,25 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"keyhold.example/keyhold/key"
+	"keyhold.example/keyhold/keyholdtest"
 )
 
+// databases are what a demo works in.
+var databases = map[string]func(t *testing.T) Config{
+	"sqlite": func(*testing.T) Config { return Config{} },
+	"postgres": func(t *testing.T) Config {
+		t.Helper()
+		return Config{Postgres: keyholdtest.Postgres(t), PostgresShown: "postgres://the/database"}
+	},
+}
+
 func TestRunTellsWhatItDidWithAnyData(t *testing.T) {
+	for kind, config := range databases {
+		t.Run(kind, func(t *testing.T) { testRunTellsWhatItDid(t, config) })
+	}
+}
+
+func testRunTellsWhatItDid(t *testing.T, config func(t *testing.T) Config) {
 	var every [256]byte
 	for i := range every {
 		every[i] = byte(i)
@@ -63,16 +80,19 @@ func TestRunTellsWhatItDidWithAnyData(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			var told []Step
 			parts := 0
-			account, err := Run(t.Context(), Config{
-				Dir: t.TempDir(), Data: &Table{Source: "a test", SealColumn: "secret", Rows: test.rows},
-				Step: func(s Step) { told = append(told, s) },
-				Progress: func(_ string, n int) func() {
-					parts += n
-					return func() { parts-- }
-				},
-			})
+			cfg := config(t)
+			cfg.Dir, cfg.Data = t.TempDir(), &Table{Source: "a test", SealColumn: "secret", Rows: test.rows}
+			cfg.Step = func(s Step) { told = append(told, s) }
+			cfg.Progress = func(_ string, n int) func() {
+				parts += n
+				return func() { parts-- }
+			}
+			account, err := Run(t.Context(), cfg)
 			if err != nil {
 				t.Fatal(err)
+			}
+			if cfg.Postgres != "" && account.Database != cfg.PostgresShown {
+				t.Errorf("the account is of %s", account.Database)
 			}
 			if diff := cmp.Diff(account.Steps, told); diff != "" {
 				t.Errorf("what was told as it went on is not what the account says:\n%s", diff)
@@ -97,14 +117,25 @@ func TestRunTellsWhatItDidWithAnyData(t *testing.T) {
 }
 
 func TestRunRefusesADatabaseWithADemoInIt(t *testing.T) {
-	data := &Table{Rows: []Row{{Scope: "s", Rest: "{}"}}}
-	database := filepath.Join(t.TempDir(), "app.db")
-	if _, err := Run(t.Context(), Config{Dir: t.TempDir(), Database: database, Data: data}); err != nil {
-		t.Fatal(err)
-	}
-	_, err := Run(t.Context(), Config{Dir: t.TempDir(), Database: database, Data: data})
-	if !errors.Is(err, ErrExists) {
-		t.Errorf("the second time: %v", err)
+	for kind, config := range databases {
+		t.Run(kind, func(t *testing.T) {
+			cfg := config(t)
+			cfg.Data = &Table{Rows: []Row{{Scope: "s", Rest: "{}"}}}
+			if cfg.Postgres == "" {
+				cfg.Database = filepath.Join(t.TempDir(), "app.db")
+			}
+			cfg.Dir = t.TempDir()
+			if _, err := Run(t.Context(), cfg); err != nil {
+				t.Fatal(err)
+			}
+			cfg.Dir = t.TempDir()
+			if _, err := Run(t.Context(), cfg); !errors.Is(err, ErrExists) {
+				t.Errorf("the second time: %v", err)
+			}
+			if left, err := os.ReadDir(cfg.Dir); err != nil || len(left) > 0 {
+				t.Errorf("it left %v, %v", left, err)
+			}
+		})
 	}
 }
 

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	"keyhold.example/keyhold"
 	"keyhold.example/keyhold/key"
@@ -16,7 +15,7 @@ import (
 // tamper writes to the table behind the application's back, reads as the application would, and restores the row.
 func (w *walk) tamper(ctx context.Context, step *Step) error {
 	t := w.largest()
-	victim, err := w.names.row(ctx, w.db, t.rows[0])
+	victim, err := w.names.row(ctx, w.at.db, t.rows[0])
 	if err != nil {
 		return err
 	}
@@ -34,7 +33,7 @@ func (w *walk) tamper(ctx context.Context, step *Step) error {
 			step.did("There is only one tenant, so no other's ciphertext can be moved here.")
 			continue
 		}
-		from, err := w.names.row(ctx, w.db, other.rows[len(other.rows)-1])
+		from, err := w.names.row(ctx, w.at.db, other.rows[len(other.rows)-1])
 		if err != nil {
 			return err
 		}
@@ -60,21 +59,21 @@ func (w *walk) tamper(ctx context.Context, step *Step) error {
 
 // attempt puts another ciphertext into a row, sees that it does not open, and puts back what was there.
 func (w *walk) attempt(ctx context.Context, row *sealedRow, sealed []byte, keyVersion key.ID) error {
-	if err := w.names.put(ctx, w.db, row.id, sealed, keyVersion); err != nil {
+	if err := w.names.put(ctx, w.at.db, row.id, sealed, keyVersion); err != nil {
 		return err
 	}
 	_, opened := w.openStored(ctx, w.tenantOf(row.tenant), row.id)
 	err := refused("it", opened, keyhold.ErrOpen)
-	return errors.Join(err, w.names.put(ctx, w.db, row.id, row.sealed, row.keyVersion))
+	return errors.Join(err, w.names.put(ctx, w.at.db, row.id, row.sealed, row.keyVersion))
 }
 
 // openStored opens a row of t's as the application does.
 func (w *walk) openStored(ctx context.Context, t *tenant, id int) ([]byte, error) {
-	r, err := w.names.row(ctx, w.db, id)
+	r, err := w.names.row(ctx, w.at.db, id)
 	if err != nil {
 		return nil, err
 	}
-	return w.openRow(ctx, t.id, &r)
+	return w.openRow(ctx, w.keys, t.id, &r)
 }
 
 // otherThan is the smallest other tenant, or nil.
@@ -92,33 +91,33 @@ func (w *walk) deleteTenant(ctx context.Context, step *Step) error {
 		step.did("There is only one tenant, so none is deleted, and something is left for you to explore.")
 		return nil
 	}
-	kept, err := w.names.row(ctx, w.db, t.rows[0])
+	kept, err := w.names.row(ctx, w.at.db, t.rows[0])
 	if err != nil {
 		return err
 	}
-	rows, err := w.names.countRows(ctx, w.db, t.id)
+	rows, err := w.names.countRows(ctx, w.at.db, t.id)
 	if err != nil {
 		return err
 	}
-	versions, err := w.names.countVersions(ctx, w.db, t.id)
+	versions, err := w.names.countVersions(ctx, w.at.db, t.id)
 	if err != nil {
 		return err
 	}
 
-	_, err = w.db.ExecContext(ctx, w.names.sql(deleteKeys), t.id)
-	if err == nil || !strings.Contains(err.Error(), "FOREIGN KEY constraint failed") {
+	_, err = w.at.db.ExecContext(ctx, w.names.sql(deleteKeys), t.id)
+	if err == nil || !w.at.refused(err) {
 		return errors.Join(errors.New("keys that rows refer to could be deleted"), err)
 	}
 	step.did("Tried to delete only the keys of %q: the database refuses, as %d rows need them.", string(t.id), rows)
 
-	if _, err := w.db.ExecContext(ctx, w.names.sql(deleteTenant), t.id); err != nil {
+	if _, err := w.at.db.ExecContext(ctx, w.names.sql(deleteTenant), t.id); err != nil {
 		return err
 	}
-	rowsLeft, err := w.names.countRows(ctx, w.db, t.id)
+	rowsLeft, err := w.names.countRows(ctx, w.at.db, t.id)
 	if err != nil {
 		return err
 	}
-	versionsLeft, err := w.names.countVersions(ctx, w.db, t.id)
+	versionsLeft, err := w.names.countVersions(ctx, w.at.db, t.id)
 	if err != nil {
 		return err
 	}
@@ -127,8 +126,13 @@ func (w *walk) deleteTenant(ctx context.Context, step *Step) error {
 	}
 	step.did("Deleted the tenant: its %d rows and its %d data key versions went with it.", rows, versions)
 
-	_, opened := w.openRow(ctx, t.id, &kept)
-	if err := refused("a copy of a deleted tenant's ciphertext", opened, keyhold.ErrNotFound); err != nil {
+	// A process that has used the key may know it for some seconds more.
+	another, err := w.open(ctx, false)
+	if err != nil {
+		return err
+	}
+	_, opened := w.openRow(ctx, another, t.id, &kept)
+	if err := errors.Join(refused("a copy of a deleted tenant's ciphertext", opened, keyhold.ErrNotFound), another.Close()); err != nil {
 		return err
 	}
 	err = w.tryTenant(ctx, t.id, func(keys store.Tx) error {
@@ -138,7 +142,8 @@ func (w *walk) deleteTenant(ctx context.Context, step *Step) error {
 	if err != nil {
 		return err
 	}
-	step.did("A copy of one ciphertext, kept aside, does not open any more, not even for a new tenant of the same name.")
+	step.did("A copy of one ciphertext, kept aside, does not open any more, not even for a new tenant of the same name. " +
+		"(A process that had used the key notices within seconds.)")
 	step.Counts["rows"], step.Counts["versions"] = rows, versions
 	w.tenants = slices.DeleteFunc(w.tenants, func(o *tenant) bool { return o == t })
 	return nil

@@ -96,7 +96,7 @@ func (w *walk) seal(ctx context.Context, step *Step) error {
 // openRows opens the stored rows of a tenant, or of all, compares them with what was sealed, and says how many
 // there were of each key version.
 func (w *walk) openRows(ctx context.Context, scope key.Scope) (map[key.ID]int, int, error) {
-	rows, err := w.names.rows(ctx, w.db, scope)
+	rows, err := w.names.rows(ctx, w.at.db, scope)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -104,7 +104,7 @@ func (w *walk) openRows(ctx context.Context, scope key.Scope) (map[key.ID]int, i
 	versions := map[key.ID]int{}
 	for i := range rows {
 		r := &rows[i]
-		plaintext, err := w.openRow(ctx, r.tenant, r)
+		plaintext, err := w.openRow(ctx, w.keys, r.tenant, r)
 		if err != nil {
 			return nil, 0, fmt.Errorf("row %d: %w", r.id, err)
 		}
@@ -118,11 +118,11 @@ func (w *walk) openRows(ctx context.Context, scope key.Scope) (map[key.ID]int, i
 }
 
 // openRow opens what r stores as the value of row r.id of a tenant.
-func (w *walk) openRow(ctx context.Context, scope key.Scope, r *sealedRow) ([]byte, error) {
-	return w.keys.OpenDetached(ctx, key.Ref{Scope: scope, Purpose: Purpose}, r.keyVersion, r.sealed, w.context(r.id))
+func (w *walk) openRow(ctx context.Context, keys *keyhold.Manager, scope key.Scope, r *sealedRow) ([]byte, error) {
+	return keys.OpenDetached(ctx, key.Ref{Scope: scope, Purpose: Purpose}, r.keyVersion, r.sealed, w.context(r.id))
 }
 
-func (w *walk) open(ctx context.Context, step *Step) error {
+func (w *walk) openAll(ctx context.Context, step *Step) error {
 	_, n, err := w.openRows(ctx, "")
 	if err != nil {
 		return err
@@ -200,7 +200,7 @@ func byRows(a, b *tenant) int { return len(a.rows) - len(b.rows) }
 
 func (w *walk) rewrap(ctx context.Context, step *Step) error {
 	t := w.largest()
-	before, err := w.names.rows(ctx, w.db, t.id)
+	before, err := w.names.rows(ctx, w.at.db, t.id)
 	if err != nil {
 		return err
 	}
@@ -219,7 +219,7 @@ func (w *walk) rewrap(ctx context.Context, step *Step) error {
 			}
 		}
 	}
-	after, err := w.names.rows(ctx, w.db, t.id)
+	after, err := w.names.rows(ctx, w.at.db, t.id)
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"keyhold.example/keyhold/key"
@@ -11,11 +12,12 @@ import (
 )
 
 // names are the tables of a demo. All are letters and underscores, and need no quotes.
-type names struct{ prefix, tenant, record string }
+type names struct{ schema, prefix, tenant, record string }
 
 var (
-	embeddedNames = names{migrate.DefaultPrefix, "tenant", "record"}
-	guestNames    = names{"khdemo", "khdemo_tenant", "khdemo_record"}
+	embeddedNames = names{"", migrate.DefaultPrefix, "tenant", "record"}
+	guestNames    = names{"", "khdemo", "khdemo_tenant", "khdemo_record"}
+	schemaNames   = names{"keyhold_demo", migrate.DefaultPrefix, "tenant", "record"}
 )
 
 // The application's statements. The two foreign keys are what keyhold asks of applications: see the comments.
@@ -28,11 +30,15 @@ create table {record} (
     id integer not null primary key,
     tenant_id text not null references {tenant} (id) on delete cascade on update cascade,
     fields text not null, -- the other columns, as JSON
-    sealed blob not null,
+    sealed {bytes} not null,
     key_version_id text not null references {prefix}_data_key_version (private_id) -- a key in use cannot be deleted
 );
-create index {record}_tenant_id on {record} (tenant_id);
-create index {record}_key_version_id on {record} (key_version_id);`
+create index {index}_tenant_id on {record} (tenant_id);
+create index {index}_key_version_id on {record} (key_version_id);`
+
+	// On SQLite it is made with the table.
+	addReference = `
+alter table {prefix}_root_key add foreign key (scope_id) references {tenant} (id) on delete cascade on update cascade;`
 
 	takeLock      = `update {tenant} set id = id where false`
 	insertTenant  = `insert into {tenant} (id) values (?)`
@@ -50,16 +56,31 @@ create index {record}_key_version_id on {record} (key_version_id);`
 		where r.scope_id = ?`
 )
 
+// sql fills in the names, on PostgreSQL with their schema and with its own words for parameters and bytes.
 func (n names) sql(template string) string {
-	return strings.NewReplacer("{prefix}", n.prefix, "{tenant}", n.tenant, "{record}", n.record).Replace(template)
+	schema, bytes := "", "blob"
+	if n.schema != "" {
+		schema, bytes = n.schema+".", "bytea"
+		parts := strings.Split(template, "?")
+		template = parts[0]
+		for i, part := range parts[1:] {
+			template += "$" + strconv.Itoa(i+1) + part
+		}
+	}
+	return strings.NewReplacer("{prefix}", schema+n.prefix, "{tenant}", schema+n.tenant, "{record}", schema+n.record,
+		"{index}", n.record, "{bytes}", bytes).Replace(template)
 }
 
 // absent is [ErrExists] if any table of the demo's is there.
 func (n names) absent(ctx context.Context, db *sql.DB) error {
+	query, args := `select coalesce(min(name), '') from sqlite_master where type = 'table' and (name in (?, ?) or name glob ?)`,
+		[]any{n.tenant, n.record, n.prefix + "_*"}
+	if n.schema != "" {
+		// A schema that is empty may have been made for a user who may not make any.
+		query, args = `select coalesce(min(relname), '') from pg_class where relnamespace = to_regnamespace($1::text)`, []any{n.schema}
+	}
 	there := ""
-	err := db.QueryRowContext(ctx,
-		`select coalesce(min(name), '') from sqlite_master where type = 'table' and (name in (?, ?) or name glob ?)`,
-		n.tenant, n.record, n.prefix+"_*").Scan(&there)
+	err := db.QueryRowContext(ctx, query, args...).Scan(&there)
 	if err == nil && there != "" {
 		return fmt.Errorf("table %s: %w", there, ErrExists)
 	}
@@ -67,7 +88,11 @@ func (n names) absent(ctx context.Context, db *sql.DB) error {
 }
 
 func (n names) create(ctx context.Context, db *sql.DB) error {
-	_, err := db.ExecContext(ctx, n.sql(createTables))
+	text := createTables
+	if n.schema != "" {
+		text += addReference
+	}
+	_, err := db.ExecContext(ctx, n.sql(text))
 	return err
 }
 
