@@ -52,12 +52,16 @@ type asking struct {
 func (e *epochs) current(ctx context.Context) (*reading, error) {
 	changes := e.changes.Load()
 	for {
-		if r := e.known.Load(); r != nil && r.changes >= changes && time.Since(r.asked) < epochLife {
+		if r := e.fresh(changes); r != nil {
 			return r, nil
 		}
 		e.mu.Lock()
 		a := e.asking
 		if a == nil {
+			if r := e.fresh(changes); r != nil { // an answer came in between
+				e.mu.Unlock()
+				return r, nil
+			}
 			a = &asking{done: make(chan struct{})}
 			e.asking = a
 			e.mu.Unlock()
@@ -73,6 +77,13 @@ func (e *epochs) current(ctx context.Context) (*reading, error) {
 			return nil, context.Cause(ctx)
 		}
 	}
+}
+
+func (e *epochs) fresh(changes uint64) *reading {
+	if r := e.known.Load(); r != nil && r.changes >= changes && time.Since(r.asked) < epochLife {
+		return r
+	}
+	return nil
 }
 
 func (e *epochs) ask(ctx context.Context, a *asking) (*reading, error) {

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"errors"
 	"fmt"
 )
@@ -25,6 +26,16 @@ var (
 	// nothing. Read again.
 	ErrUnknownOutcome = errors.New("outcome of the commit unknown")
 )
+
+// ContextError is why a context ended, in the words of whoever ended it, and always also what its Err says. It is what
+// calls return whose context has ended; nil for one that has not.
+func ContextError(ctx context.Context) error {
+	err, cause := ctx.Err(), context.Cause(ctx)
+	if err == nil || errors.Is(cause, err) {
+		return cause
+	}
+	return fmt.Errorf("%w: %w", err, cause)
+}
 
 // NoVersion is [SchemaError.Foreign] of tables that say no version at all.
 const NoVersion = "none"

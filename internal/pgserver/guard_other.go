@@ -5,7 +5,6 @@ package pgserver
 import (
 	"context"
 	"errors"
-	"os/exec"
 )
 
 // errUnix is said where a server cannot be ended reliably with the process that started it.
@@ -18,10 +17,6 @@ func unprivileged() (account, error) { return account{}, errUnix }
 func (account) folder(string) (string, error) { return "", errUnix }
 
 func (account) write(string, []byte) error { return errUnix }
-
-func (account) command(ctx context.Context, _, name string, args ...string) *exec.Cmd {
-	return exec.CommandContext(ctx, name, args...)
-}
 
 type guard struct{}
 

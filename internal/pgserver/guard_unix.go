@@ -44,7 +44,7 @@ func (a account) folder(name string) (string, error) {
 	if !ok && a.cred != nil {
 		parent = "/tmp"
 	}
-	dir, err := os.MkdirTemp(parent, "keyhold-"+name+"-")
+	dir, err := os.MkdirTemp(parent, fmt.Sprintf("keyhold-%s-%d-", name, os.Getpid()))
 	if err != nil {
 		return "", err
 	}
@@ -65,17 +65,9 @@ func (a account) own(path string) error {
 	return os.Chown(path, int(a.cred.Uid), int(a.cred.Gid))
 }
 
-// command is a program that runs as the account in a folder of its.
-func (a account) command(ctx context.Context, dir, name string, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Dir = dir
-	cmd.Env = environment(dir)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: a.cred}
-	return cmd
-}
-
 // watch runs a program until this process closes the other end of the shell's input, or is gone, be it by kill -9.
-// It says so on its output if the program ends before, whose folder then stays until the input is closed.
+// It says so on its output if the program ends before, whose folder then stays until the input is closed. The program
+// is sent the signal again and again, as one that has only begun may not heed it yet.
 const watch = `
 dir=$1 signal=$2
 shift 2
@@ -83,7 +75,7 @@ shift 2
 pid=$!
 trap '' PIPE
 exec 3<&0
-{ read -r _; [ -e "$dir/over" ] || kill -s "$signal" $pid; } <&3 >/dev/null 2>&1 &
+{ read -r _; until [ -e "$dir/over" ]; do kill -s "$signal" $pid; sleep 0.1; done; } <&3 >/dev/null 2>&1 &
 wait $pid
 : >"$dir/over"
 echo ended

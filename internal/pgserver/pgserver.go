@@ -51,6 +51,14 @@ type Server struct {
 	end  func() error
 }
 
+// makeAndServe makes the data folder and serves it. It is one program, so that nothing stays either if this process is
+// killed meanwhile.
+const makeAndServe = `
+"$1/initdb" --pgdata data --username "$2" --auth trust --encoding UTF8 --locale C --no-sync >/dev/null || exit
+for file in own-*; do mv "$file" "data/${file#own-}" || exit; done
+exec "$1/postgres" -D "$PWD/data"
+`
+
 // Start makes a data folder and starts a server on it, which ends with [Server.Stop] or with this process, however
 // that ends. It listens on a socket in a folder that no other user can enter. What it stores does not survive a
 // power cut, which makes it fast. Root gets a server that runs as postgres or nobody, as PostgreSQL refuses to run
@@ -71,13 +79,6 @@ func Start(ctx context.Context, b Binaries, o Options) (_ *Server, err error) {
 			err = errors.Join(err, os.RemoveAll(dir))
 		}
 	}()
-
-	data := filepath.Join(dir, "data")
-	initdb := as.command(ctx, dir, filepath.Join(b.Dir, "initdb"), "--pgdata", data, "--username", superuser,
-		"--auth", "trust", "--encoding", "UTF8", "--locale", "C", "--no-sync")
-	if out, err := initdb.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("run %s: %w\n%s", initdb.Path, err, out)
-	}
 
 	s := &Server{dir: dir, port: 5432}
 	settings := map[string]string{
@@ -110,12 +111,12 @@ func Start(ctx context.Context, b Binaries, o Options) (_ *Server, err error) {
 	}
 	maps.Copy(files, o.Files)
 	for name, content := range files {
-		if err := as.write(filepath.Join(data, name), content); err != nil {
+		if err := as.write(filepath.Join(dir, "own-"+name), content); err != nil {
 			return nil, err
 		}
 	}
 
-	guard, err := as.start(dir, "QUIT", filepath.Join(b.Dir, "postgres"), "-D", data)
+	guard, err := as.start(dir, "QUIT", "/bin/sh", "-c", makeAndServe, "sh", b.Dir, superuser)
 	if err != nil {
 		return nil, err
 	}

@@ -1,11 +1,14 @@
 package pgserver
 
 import (
+	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -72,43 +75,71 @@ func TestServerThatDoesNotStartSaysWhy(t *testing.T) {
 	}
 }
 
-// A process that is killed, and so cannot clean up anything, leaves neither a server nor its data.
+// A process that is killed, and so cannot clean up anything, leaves neither a server nor its data: not while the data
+// folder is made, and not when the server runs.
 func TestKilledProcessLeavesNothing(t *testing.T) {
 	const child = "PGSERVER_TEST_CHILD"
 	if os.Getenv(child) != "" {
-		s := started(t, Options{})
-		os.Stdout.WriteString(s.dir + "\n")
+		started(t, Options{})
+		os.Stdout.WriteString("started\n")
 		select {}
 	}
-	cmd := exec.Command(os.Args[0], "-test.run=^TestKilledProcessLeavesNothing$")
-	cmd.Env = append(os.Environ(), child+"=1")
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
+	for _, running := range []bool{false, true} {
+		cmd := exec.Command(os.Args[0], "-test.run=^TestKilledProcessLeavesNothing$")
+		cmd.Env = append(os.Environ(), child+"=1")
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		folders := func() []string {
+			var all []string
+			for _, parent := range []string{"/dev/shm", "/tmp", os.TempDir()} {
+				// Only a broken pattern is an error.
+				some, _ := filepath.Glob(filepath.Join(parent, fmt.Sprintf("keyhold-postgres-%d-*", cmd.Process.Pid)))
+				all = append(all, some...)
+			}
+			return all
+		}
+		var dirs []string
+		if running {
+			line, readErr := bufio.NewReader(out).ReadString('\n')
+			if dirs = folders(); readErr != nil || line != "started\n" {
+				t.Errorf("the child said %q, %v", line, readErr)
+			}
+		} else {
+			await(t, "the data folder is made", func() bool {
+				dirs = folders()
+				return len(dirs) > 0 && exists(filepath.Join(dirs[0], "data"))
+			})
+		}
+		if err := cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		_ = cmd.Wait() // says that it was killed
+		if len(dirs) == 0 {
+			t.Fatal("the child's folder is nowhere")
+		}
+		await(t, dirs[0]+" is gone", func() bool { return len(folders()) == 0 })
 	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	line := make([]byte, 200)
-	n, err := out.Read(line)
-	dir := strings.TrimSpace(string(line[:n]))
-	if killErr := cmd.Process.Kill(); err != nil || killErr != nil {
-		t.Fatal(err, killErr)
-	}
-	_ = cmd.Wait() // says that it was killed
-	if !strings.Contains(dir, "keyhold-postgres-") {
-		t.Fatalf("the child said %q", dir)
-	}
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+func await(t *testing.T, what string, is func() bool) {
+	t.Helper()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
-	for limit := time.After(20 * time.Second); ; {
-		if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
-			return
-		}
+	for limit := time.After(20 * time.Second); !is(); {
 		select {
 		case <-tick.C:
 		case <-limit:
-			t.Fatalf("%s is still there", dir)
+			t.Fatalf("waited for 20 s, and it is not so that %s", what)
 		}
 	}
 }

@@ -133,7 +133,7 @@ func (s *Store) now() int64 {
 
 // open returns the committed state, with tables or without.
 func (s *Store) open(ctx context.Context) (*state, error) {
-	if err := ctx.Err(); err != nil {
+	if err := store.ContextError(ctx); err != nil {
 		return nil, err
 	}
 	if s.closed.Load() {
@@ -178,7 +178,7 @@ func (s *Store) change(ctx context.Context, f func(*state) error) error {
 }
 
 func (s *Store) acquire(ctx context.Context) error {
-	if err := ctx.Err(); err != nil {
+	if err := store.ContextError(ctx); err != nil {
 		return err
 	}
 	timer := time.NewTimer(lockWait)
@@ -187,7 +187,7 @@ func (s *Store) acquire(ctx context.Context) error {
 	case s.db.lock <- struct{}{}:
 		return nil
 	case <-ctx.Done():
-		return ctx.Err()
+		return store.ContextError(ctx)
 	case <-timer.C:
 		return fmt.Errorf("wait %v for another transaction: %w", lockWait, store.ErrUnavailable)
 	}
@@ -235,7 +235,7 @@ func (s *Store) InTx(tx *Tx) store.Tx { return store.Tx{Queries: queries{tx}} }
 func (t *Tx) now() int64 { return t.s.now() }
 
 func (t *Tx) read(ctx context.Context) (*state, error) {
-	if err := ctx.Err(); err != nil {
+	if err := store.ContextError(ctx); err != nil {
 		return nil, err
 	}
 	if t.over {

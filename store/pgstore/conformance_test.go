@@ -3,9 +3,9 @@ package pgstore
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -14,35 +14,40 @@ import (
 	_ "github.com/lib/pq"              // the driver "postgres"
 
 	"keyhold.example/keyhold/key"
-	"keyhold.example/keyhold/keyholdtest"
 	"keyhold.example/keyhold/migrate"
 	"keyhold.example/keyhold/store"
 	"keyhold.example/keyhold/store/storetest"
 )
 
-func TestConformance(t *testing.T) {
-	for name, c := range map[string]Config{
-		"defaults":                       {},
-		"other prefix, scopes are UUIDs": {Prefix: "other_1", ScopeType: migrate.UUID},
-		"longest prefix, other schema, scopes are integers": {
-			Prefix: "a_prefix_of_24_characters"[:migrate.MaxPrefixLen], Schema: `The "keys"`, ScopeType: migrate.BigInt,
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			storetest.Run(t, harness(c, byOpen))
-		})
-	}
+// way is how an application gets at its tables, and which these are.
+type way struct {
+	config  Config
+	connect connect
+	through func(t testing.TB, dsn string) string // the address that a database is reached at; nil: its own
+	roles   *roles                                // what the store does is divided among these; nil: the owner does it
 }
 
-// TestConformanceOnOtherPools uses the application's own pool: pgx's with its defaults, and those of database/sql.
-func TestConformanceOnOtherPools(t *testing.T) {
-	for name, how := range map[string]connect{
-		"pgxpool, pgx's own mode": byNew, "database/sql, pgx": bySQL("pgx"), "database/sql, lib/pq": bySQL("postgres"),
+// TestConformance holds the store to the contract in each way of getting at the database, with each type of scopes,
+// and with tables under other names and in another schema. One of all these at a time would take twice as long and
+// find no more: what the types and names change is the statements' text, and what the way changes is who sends it.
+func TestConformance(t *testing.T) {
+	longest := "a_prefix_of_24_characters"[:migrate.MaxPrefixLen]
+	for name, make := range map[string]func(t *testing.T) way{
+		"Open, defaults": func(*testing.T) way { return way{connect: byOpen} },
+		"sql.DB of pgx, longest prefix, other schema, scopes are integers": func(*testing.T) way {
+			return way{connect: bySQL("pgx"), config: Config{Prefix: longest, Schema: `The "keys"`, ScopeType: migrate.BigInt}}
+		},
+		"sql.DB of pq, defaults": func(*testing.T) way { return way{connect: bySQL("postgres")} },
+		"through pgbouncer, other prefix, scopes are UUIDs": func(t *testing.T) way {
+			return way{connect: byOpen, config: Config{Prefix: "other_1", ScopeType: migrate.UUID}, through: bouncer(t)}
+		},
+		// Its rights are enough for the whole contract of a store, but for the tables, the installation and destroying,
+		// which are others' to do.
+		"pgxpool in pgx's own mode, the application's role": func(t *testing.T) way { return way{connect: byNew, roles: newRoles(t)} },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			storetest.Run(t, harness(Config{}, how))
+			storetest.Run(t, make(t).harness(t))
 		})
 	}
 }
@@ -79,56 +84,93 @@ func bySQL(driver string) connect {
 	}
 }
 
-func remember(t testing.TB, s *Store, dsn string) *Store {
+// store is one on the database with the given address.
+func (w way) store(t testing.TB, dsn string) store.Store {
 	t.Helper()
-	dsns.Store(s, dsn)
-	t.Cleanup(func() {
-		dsns.Delete(s)
-		if err := s.Close(); err != nil {
-			t.Error(err)
+	switch {
+	case w.roles != nil:
+		return w.roles.open(t, w.connect, dsn)
+	case w.through != nil:
+		return w.connect(t, w.config, w.through(t, dsn))
+	}
+	return w.connect(t, w.config, dsn)
+}
+
+func (w way) harness(t *testing.T) storetest.Harness {
+	t.Helper()
+	bare := newTemplate(t, func(dsn string) {
+		if w.roles != nil {
+			w.roles.admit(t, dsn)
 		}
 	})
-	return s
-}
-
-func must(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-func harness(c Config, how connect) storetest.Harness {
+	full := newTemplate(t, func(dsn string) {
+		ctx, migrate, direct := t.Context(), (*Store).Migrate, dsn // not through a pooler, which would stay connected
+		if w.roles != nil {
+			w.roles.admit(t, dsn)
+			migrate, direct = func(s *Store, ctx context.Context) error { return w.roles.migrate(ctx, s) }, w.roles.as(t, "migration", dsn)
+		}
+		s, err := w.config.Open(ctx, direct)
+		must(t, err)
+		must(t, errors.Join(migrate(s, ctx), s.Close()))
+	})
 	return storetest.Harness{
-		Open:   func(t testing.TB) store.Store { return how(t, c, keyholdtest.Postgres(t)) },
-		Reopen: func(t testing.TB, s store.Store) store.Store { return how(t, c, dsnOf(t, s.(*Store))) },
+		Open:         func(t testing.TB) store.Store { return w.store(t, bare.fresh(t)) },
+		OpenMigrated: func(t testing.TB) store.Store { return w.store(t, full.fresh(t)) },
+		Reopen: func(t testing.TB, s store.Store) store.Store {
+			if d, ok := s.(*divided); ok {
+				return w.store(t, d.dsn)
+			}
+			return w.connect(t, w.config, dsnOf(t, s.(*Store)))
+		},
 		Begin: func(t testing.TB, s store.Store) (store.Tx, func() error, func() error) {
+			if d, ok := s.(*divided); ok {
+				s = d.Store
+			}
 			return begin(t, s.(*Store))
 		},
+		NoDestroyInTx: w.roles != nil,
 		DeleteScope: func(t testing.TB, s store.Store, scope key.Scope) {
-			mustExec(t, s.(*Store), "delete from {schema}{prefix}_root_key where scope_id = $1::text::{scope_type}", string(scope))
+			mustExec(t, operatorOf(s), "delete from {schema}{prefix}_root_key where scope_id = $1::text::{scope_type}", string(scope))
 		},
 		RenameScope: func(t testing.TB, s store.Store, old, renamed key.Scope) {
-			mustExec(t, s.(*Store), "update {schema}{prefix}_root_key set scope_id = $1::text::{scope_type} "+
+			mustExec(t, operatorOf(s), "update {schema}{prefix}_root_key set scope_id = $1::text::{scope_type} "+
 				"where scope_id = $2::text::{scope_type}", string(renamed), string(old))
 		},
 		RequireScopes: func(t testing.TB, s store.Store, scopes ...key.Scope) {
-			mustExec(t, s.(*Store), "create table tenant (id {scope_type} primary key)")
-			mustExec(t, s.(*Store), "alter table {schema}{prefix}_root_key add foreign key (scope_id) "+
+			owner := ownerOf(s)
+			mustExec(t, owner, "create table tenant (id {scope_type} primary key)")
+			mustExec(t, owner, "alter table {schema}{prefix}_root_key add foreign key (scope_id) "+
 				"references tenant (id) on delete cascade on update cascade")
 			for _, scope := range scopes {
-				mustExec(t, s.(*Store), "insert into tenant (id) values ($1::text::{scope_type})", string(scope))
+				mustExec(t, owner, "insert into tenant (id) values ($1::text::{scope_type})", string(scope))
 			}
 		},
 		Refer: func(t testing.TB, s store.Store, id key.ID) {
-			mustExec(t, s.(*Store), "create table secret (key_id text references {schema}{prefix}_data_key_version (private_id))")
-			mustExec(t, s.(*Store), "insert into secret (key_id) values ($1)", string(id))
+			owner := ownerOf(s)
+			mustExec(t, owner, "create table secret (key_id text references {schema}{prefix}_data_key_version (private_id))")
+			mustExec(t, owner, "insert into secret (key_id) values ($1)", string(id))
 		},
 		ScopeName: map[migrate.ScopeType]func(int) key.Scope{
 			migrate.UUID:   func(n int) key.Scope { return key.Scope(fmt.Sprintf("0192f3a4-5b6c-7d8e-9fa0-%012x", n)) },
 			migrate.BigInt: func(n int) key.Scope { return key.Scope(fmt.Sprint(n)) },
-		}[c.ScopeType],
+		}[w.config.ScopeType],
 	}
+}
+
+// operatorOf is the store of who deletes and renames scopes by hand.
+func operatorOf(s store.Store) *Store {
+	if d, ok := s.(*divided); ok {
+		return d.operator
+	}
+	return s.(*Store)
+}
+
+// ownerOf is the store of who owns the tables.
+func ownerOf(s store.Store) *Store {
+	if d, ok := s.(*divided); ok {
+		return d.migration
+	}
+	return s.(*Store)
 }
 
 // begin begins a transaction of the application's, of the kind that the store's pool has.
@@ -145,18 +187,6 @@ func begin(t testing.TB, s *Store) (tx store.Tx, commit, rollback func() error) 
 	must(t, err)
 	t.Cleanup(func() { _ = pgxTx.Rollback(ctx) })
 	return s.InTx(pgxTx), func() error { return pgxTx.Commit(ctx) }, func() error { return pgxTx.Rollback(ctx) }
-}
-
-// dsns are the addresses that the tests' stores were made with.
-var dsns sync.Map
-
-func dsnOf(t testing.TB, s *Store) string {
-	t.Helper()
-	dsn, ok := dsns.Load(s)
-	if !ok {
-		t.Fatal("a store that was not made here")
-	}
-	return dsn.(string)
 }
 
 // mustExec runs SQL of the application's own, in which {schema}, {prefix} and {scope_type} are the store's.

@@ -1,4 +1,4 @@
-package pgstore_test
+package pgstore
 
 import (
 	"bytes"
@@ -26,7 +26,6 @@ import (
 
 	"keyhold.example/keyhold/internal/pgserver"
 	"keyhold.example/keyhold/store"
-	"keyhold.example/keyhold/store/pgstore"
 	"keyhold.example/keyhold/store/storetest"
 )
 
@@ -99,6 +98,7 @@ func startServer(t *testing.T, o pgserver.Options) (admin string, app func(passw
 
 // verify-full lets in the server that the authority vouches for under this address, and no other.
 func TestTLS(t *testing.T) {
+	t.Parallel()
 	ours, other := newAuthority(t), newAuthority(t)
 	hba := []string{"local all postgres trust", "hostssl all app 127.0.0.1/32 scram-sha-256"}
 	on := map[string]string{"ssl": "on"}
@@ -108,7 +108,7 @@ func TestTLS(t *testing.T) {
 	full := func(a *authority) string {
 		return url.Values{"sslmode": {"verify-full"}, "sslrootcert": {a.file(t)}}.Encode()
 	}
-	s := open(t, dsn("the-first-password", full(ours)))
+	s := byOpen(t, Config{}, dsn("the-first-password", full(ours)))
 	var version string
 	must(t, s.Pool().QueryRow(t.Context(), "select version from pg_stat_ssl where pid = pg_backend_pid() and ssl").Scan(&version))
 	if !strings.HasPrefix(version, "TLSv1.") {
@@ -120,7 +120,7 @@ func TestTLS(t *testing.T) {
 		"no encryption":                      dsn("the-first-password", "sslmode=disable"),
 		"a wrong password":                   dsn("not-the-password", full(ours)),
 	} {
-		s, err := pgstore.Open(t.Context(), bad)
+		s, err := Open(t.Context(), bad)
 		if err == nil {
 			must(t, s.Close())
 		}
@@ -133,6 +133,7 @@ func TestTLS(t *testing.T) {
 // The password changes while a store is in use: a hook of the pool's gives the new one to the connections that come
 // after.
 func TestPasswordThatChanges(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	admin, dsn := startServer(t, pgserver.Options{HBA: []string{"local all postgres trust", "host all app 127.0.0.1/32 scram-sha-256"}})
 	var password atomic.Value
@@ -146,7 +147,7 @@ func TestPasswordThatChanges(t *testing.T) {
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	must(t, err)
 	t.Cleanup(pool.Close)
-	s, err := pgstore.New(pool)
+	s, err := New(pool)
 	must(t, err)
 	must(t, s.Migrate(ctx))
 	installation := storetest.NewMaker(1).Installation()

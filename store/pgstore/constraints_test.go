@@ -15,72 +15,27 @@ import (
 
 	"keyhold.example/keyhold/keyholdtest"
 	"keyhold.example/keyhold/migrate"
+	"keyhold.example/keyhold/store/internal/sqltest"
 )
 
-// row is a row of a table, as SQL expressions by column.
-type row map[string]string
+type row = sqltest.Row
 
-func (r row) with(changes ...string) row {
-	r = maps.Clone(r)
-	for i := 0; i < len(changes); i += 2 {
-		r[changes[i]] = changes[i+1]
-	}
-	return r
-}
-
-func insert(table string, r row) string {
-	columns := slices.Sorted(maps.Keys(r))
-	var values []string
-	for _, c := range columns {
-		values = append(values, r[c])
-	}
-	return fmt.Sprintf("insert into {prefix}_%s (%s) values (%s);", table, strings.Join(columns, ", "), strings.Join(values, ", "))
-}
+func insert(table string, r row) string { return sqltest.Insert(table, r) }
 
 // bytesOf is n equal bytes.
 func bytesOf(n int) string { return fmt.Sprintf("decode(repeat('5a', %d), 'hex')", n) }
 
-const zeros32 = "decode(repeat('00', 32), 'hex')"
+func zeros(n int) string { return fmt.Sprintf("decode(repeat('00', %d), 'hex')", n) }
 
 var (
-	slotRow = row{
-		"private_id": "'kr_x'", "number": "9", "wrapper_type": "'local'", "wrapper_key_id": "''", "ik_kid": bytesOf(16), "state": "3", "blob": `'\x01'`,
-	}
-	installationRow = row{"only_row": "1", "inst": bytesOf(16), "ik_kid": bytesOf(16), "seq": "5", "active_slot": "'kr_a'", "mac": bytesOf(32)}
-	tombstoneRow    = row{
-		"key_id": "'krk_other'", "version": "1", "private_id": "'krkv_other'", "kind": "'kek'", "alg": "1", "commitment": zeros32,
-	}
-	keyRow = row{
-		"seq": "5", "head_version": "1", "rotate_every": "60", "max_messages": "0", "rotate_at": "100", "ik_kid": bytesOf(16),
-		"mac": bytesOf(32),
-	}
-	versionRow = row{
-		"version": "1", "state": "2", "alg": "1", "commitment": zeros32, "key": `'\x01'`, "created": "7",
-	}
-	rootKeyRow     = keyRow.with("private_id", "'krk_x'", "scope_id", "'x'")
-	rootVersionRow = versionRow.with("private_id", "'krkv_x'", "root_key_id", "'krk_x'", "ik_kid", bytesOf(16))
-	dataKeyRow     = keyRow.with("private_id", "'kdk_x'", "root_key_id", "'krk_a'", "purpose", "'x'")
-	dataVersionRow = versionRow.with("private_id", "'kdkv_x'", "data_key_id", "'kdk_x'", "root_key_version_id", "'krkv_a2'")
-)
+	one = sqltest.NewRows(bytesOf, zeros, `'\x01'`)
 
-// base is what every case begins with: two root keys, of which a has a retired and an active version, and a data key
-// of a's with a version in each state.
-var base = strings.Join([]string{
-	insert("root_slot", slotRow.with("private_id", "'kr_a'", "number", "1", "state", "2")),
-	insert("root_slot", slotRow.with("private_id", "'kr_gone'", "number", "2", "state", "5", "blob", `''`, "removed", "9")),
-	insert("installation", installationRow),
-	insert("root_key", rootKeyRow.with("private_id", "'krk_a'", "scope_id", "'a'", "head_version", "2")),
-	insert("root_key_version", rootVersionRow.with("private_id", "'krkv_a1'", "root_key_id", "'krk_a'", "state", "3")),
-	insert("root_key_version", rootVersionRow.with("private_id", "'krkv_a2'", "root_key_id", "'krk_a'", "version", "2")),
-	insert("root_key_version", rootVersionRow.with("private_id", "'krkv_a3'", "root_key_id", "'krk_a'", "version", "3", "state", "1")),
-	insert("root_key", rootKeyRow.with("private_id", "'krk_b'", "scope_id", "'b'")),
-	insert("root_key_version", rootVersionRow.with("private_id", "'krkv_b1'", "root_key_id", "'krk_b'")),
-	insert("data_key", dataKeyRow.with("private_id", "'kdk_a'", "purpose", "'a'", "head_version", "2")),
-	insert("data_key_version", dataVersionRow.with("private_id", "'kdkv_a1'", "data_key_id", "'kdk_a'", "state", "3")),
-	insert("data_key_version", dataVersionRow.with("private_id", "'kdkv_a2'", "data_key_id", "'kdk_a'", "version", "2")),
-	insert("data_key_version", dataVersionRow.with("private_id", "'kdkv_a3'", "data_key_id", "'kdk_a'", "version", "3", "state", "1")),
-	insert("tombstone", tombstoneRow),
-}, "\n")
+	slotRow, installationRow, tombstoneRow = one.Slot, one.Installation, one.Tombstone
+	rootKeyRow, rootVersionRow             = one.RootKey, one.RootVersion
+	dataKeyRow, dataVersionRow             = one.DataKey, one.DataVersion
+
+	base = one.Base(`''`) // what every case begins with
+)
 
 // breaking is SQL that a named constraint, index or trigger has to refuse.
 type breaking struct {
@@ -92,7 +47,7 @@ type breaking struct {
 func checks(table string, r row, column string, values ...string) []breaking {
 	var list []breaking
 	for _, v := range values {
-		list = append(list, breaking{table + "_" + column, insert(table, r.with(column, v))})
+		list = append(list, breaking{table + "_" + column, insert(table, r.With(column, v))})
 	}
 	return list
 }
@@ -130,34 +85,34 @@ func installationBreaking() []breaking {
 			{"schema_version_one", "insert into {prefix}_schema_version (only_row, version) values (2, 2)"},
 			{"schema_version_version", "update {prefix}_schema_version set version = 0"},
 
-			{"root_slot_pkey", insert("root_slot", slotRow.with("private_id", "'kr_a'"))},
-			{"root_slot_number_key", insert("root_slot", slotRow.with("number", "1"))},
-			{"root_slot_one_active", insert("root_slot", slotRow.with("state", "2"))},
-			{"root_slot_blob", insert("root_slot", slotRow.with("blob", `''`))},
-			{"root_slot_removed", insert("root_slot", slotRow.with("removed", "1"))},
-			{"root_slot_removed", insert("root_slot", slotRow.with("state", "5", "blob", `''`))},
-			{"root_slot_removed", insert("root_slot", slotRow.with("state", "5", "blob", `''`, "removed", "0"))},
+			{"root_slot_pkey", insert("root_slot", slotRow.With("private_id", "'kr_a'"))},
+			{"root_slot_number_key", insert("root_slot", slotRow.With("number", "1"))},
+			{"root_slot_one_active", insert("root_slot", slotRow.With("state", "2"))},
+			{"root_slot_blob", insert("root_slot", slotRow.With("blob", `''`))},
+			{"root_slot_removed", insert("root_slot", slotRow.With("removed", "1"))},
+			{"root_slot_removed", insert("root_slot", slotRow.With("state", "5", "blob", `''`))},
+			{"root_slot_removed", insert("root_slot", slotRow.With("state", "5", "blob", `''`, "removed", "0"))},
 			{"root_slot_kept", "delete from {prefix}_root_slot where private_id = 'kr_gone'"},
 			{"root_slot_removed_stays", `update {prefix}_root_slot set state = 3, blob = '\x01', removed = null where private_id = 'kr_gone'`},
 
 			{"installation_pkey", insert("installation", installationRow)},
-			{"installation_one", insert("installation", installationRow.with("only_row", "2"))},
+			{"installation_one", insert("installation", installationRow.With("only_row", "2"))},
 			{"installation_active_slot_fkey", "update {prefix}_installation set seq = 6, active_slot = 'kr_none'"},
-			{"installation_seq_grows", "update {prefix}_installation set seq = 5, mac = " + zeros32},
-			{"installation_seq_grows", "update {prefix}_installation set mac = " + zeros32},
+			{"installation_seq_grows", "update {prefix}_installation set seq = 5, mac = " + zeros(32)},
+			{"installation_seq_grows", "update {prefix}_installation set mac = " + zeros(32)},
 			{"installation_kept", "delete from {prefix}_installation"},
 
-			{"tombstone_pkey", dropTrigger("tombstone_dense") + insert("tombstone", tombstoneRow.with("private_id", "'krkv_y'"))},
-			{"tombstone_private_id_key", insert("tombstone", tombstoneRow.with("version", "2"))},
-			{"tombstone_commitment", insert("tombstone", tombstoneRow.with("version", "2", "private_id", "''", "commitment", bytesOf(32)))},
+			{"tombstone_pkey", dropTrigger("tombstone_dense") + insert("tombstone", tombstoneRow.With("private_id", "'krkv_y'"))},
+			{"tombstone_private_id_key", insert("tombstone", tombstoneRow.With("version", "2"))},
+			{"tombstone_commitment", insert("tombstone", tombstoneRow.With("version", "2", "private_id", "''", "commitment", bytesOf(32)))},
 			{"tombstone_immutable", "update {prefix}_tombstone set destroyed = 1"},
 			{"tombstone_kept", "delete from {prefix}_tombstone"},
-			{"tombstone_not_live", insert("tombstone", tombstoneRow.with("key_id", "'krk_a'", "private_id", "'krkv_y'"))},
-			{"tombstone_not_live", insert("tombstone", tombstoneRow.with("key_id", "'kdk_a'", "private_id", "'kdkv_y'", "kind", "'dek'"))},
-			{"tombstone_not_live", insert("tombstone", tombstoneRow.with("version", "2", "private_id", "'krkv_a1'"))},
-			{"tombstone_not_live", insert("tombstone", tombstoneRow.with("version", "2", "private_id", "'kdkv_a1'"))},
-			{"tombstone_dense", insert("tombstone", tombstoneRow.with("version", "3", "private_id", "'krkv_y'"))},
-			{"tombstone_dense", insert("tombstone", tombstoneRow.with("key_id", "'kdk_a'", "version", "5", "private_id", "'krkv_y'"))},
+			{"tombstone_not_live", insert("tombstone", tombstoneRow.With("key_id", "'krk_a'", "private_id", "'krkv_y'"))},
+			{"tombstone_not_live", insert("tombstone", tombstoneRow.With("key_id", "'kdk_a'", "private_id", "'kdkv_y'", "kind", "'dek'"))},
+			{"tombstone_not_live", insert("tombstone", tombstoneRow.With("version", "2", "private_id", "'krkv_a1'"))},
+			{"tombstone_not_live", insert("tombstone", tombstoneRow.With("version", "2", "private_id", "'kdkv_a1'"))},
+			{"tombstone_dense", insert("tombstone", tombstoneRow.With("version", "3", "private_id", "'krkv_y'"))},
+			{"tombstone_dense", insert("tombstone", tombstoneRow.With("key_id", "'kdk_a'", "version", "5", "private_id", "'krkv_y'"))},
 
 			{"epoch_pkey", "insert into {prefix}_epoch (id, bucket, n) values (1, 1, 1), (1, 1, 1)"},
 			{"epoch_bucket", "insert into {prefix}_epoch (bucket, n) values (32, 1)"},
@@ -210,7 +165,7 @@ func onlyCheck(list []breaking, triggers ...string) []breaking {
 // keyBreaking are the rules that root keys and data keys have in common.
 func keyBreaking(key, version, keyID string, k, v row, a, va string) []breaking {
 	newKey := insert(key, k)
-	pending := v.with(keyID, "'"+a+"_a'", "version", "4", "state", "1")
+	pending := v.With(keyID, "'"+a+"_a'", "version", "4", "state", "1")
 	set := func(where, changes string) string {
 		return fmt.Sprintf("update {prefix}_%s set %s where private_id = '%s_%s';", key, changes, a, where)
 	}
@@ -219,35 +174,35 @@ func keyBreaking(key, version, keyID string, k, v row, a, va string) []breaking 
 	}
 	return slices.Concat(
 		[]breaking{
-			{key + "_pkey", insert(key, k.with("private_id", "'"+a+"_a'"))},
-			{key + "_head_version", insert(key, k.with("head_version", "65536"))},
-			{key + "_head_state", insert(key, k.with("head_state", "1"))},
-			{key + "_rotate_at", insert(key, k.with("rotate_every", "0"))},
+			{key + "_pkey", insert(key, k.With("private_id", "'"+a+"_a'"))},
+			{key + "_head_version", insert(key, k.With("head_version", "65536"))},
+			{key + "_head_state", insert(key, k.With("head_state", "1"))},
+			{key + "_rotate_at", insert(key, k.With("rotate_every", "0"))},
 			{key + "_head_fkey", newKey},
-			{key + "_head_fkey", newKey + insert(version, v.with("state", "1"))},
+			{key + "_head_fkey", newKey + insert(version, v.With("state", "1"))},
 			{key + "_head_fkey", set("a", "seq = 6, head_version = 3")},
 			{key + "_head_fkey", set("a", "seq = 6, head_version = 3") + setVersion("2", "state = 3")},
 			{key + "_seq_grows", set("a", "seq = 5")},
 			{key + "_seq_grows", set("a", "seq = 4")},
-			{key + "_seq_grows", set("a", "mac = "+zeros32)},
+			{key + "_seq_grows", set("a", "mac = "+zeros(32))},
 			{key + "_seq_grows", set("a", "rotate_every = 70")},
 			{key + "_head_forward", set("a", "seq = 6, head_version = 1")},
 
-			{version + "_pkey", insert(version, pending.with("private_id", "'"+va+"_a1'"))},
-			{version + "_version_key", dropTrigger(version+"_dense") + insert(version, pending.with("version", "3"))},
+			{version + "_pkey", insert(version, pending.With("private_id", "'"+va+"_a1'"))},
+			{version + "_version_key", dropTrigger(version+"_dense") + insert(version, pending.With("version", "3"))},
 			// Of two indexes that both refuse, the error names the one that was made first.
 			{
 				version + "_state_key", dropTrigger(version+"_dense") + dropIndex(version, version+"_version_key") +
-					insert(version, pending.with("version", "3")),
+					insert(version, pending.With("version", "3")),
 			},
-			{version + "_one_active", dropTrigger(version+"_state_new") + insert(version, pending.with("state", "2"))},
-			{version + "_dense", insert(version, pending.with("version", "5"))},
-			{version + "_dense", insert(version, pending.with("version", "3"))},
-			{version + "_dense", "delete from {prefix}_" + version + " where version = 3;" + insert(version, pending.with("version", "3"))},
-			{version + "_not_again", insert(version, pending.with("private_id", "'krkv_other'"))},
-			{version + "_state_new", insert(version, pending.with("state", "2"))},
-			{version + "_state_new", insert(version, pending.with("state", "4"))},
-			{version + "_state_new", insert(version, pending.with("state", "5"))},
+			{version + "_one_active", dropTrigger(version+"_state_new") + insert(version, pending.With("state", "2"))},
+			{version + "_dense", insert(version, pending.With("version", "5"))},
+			{version + "_dense", insert(version, pending.With("version", "3"))},
+			{version + "_dense", "delete from {prefix}_" + version + " where version = 3;" + insert(version, pending.With("version", "3"))},
+			{version + "_not_again", insert(version, pending.With("private_id", "'krkv_other'"))},
+			{version + "_state_new", insert(version, pending.With("state", "2"))},
+			{version + "_state_new", insert(version, pending.With("state", "4"))},
+			{version + "_state_new", insert(version, pending.With("state", "5"))},
 			{version + "_state_change", setVersion("3", "state = 2")},
 			{version + "_state_change", setVersion("3", "state = 3")},
 			{version + "_state_change", setVersion("3", "state = 4")},
@@ -266,7 +221,7 @@ func keyBreaking(key, version, keyID string, k, v row, a, va string) []breaking 
 		checks(key, k, "private_id", badID(a+"_")...),
 		checks(key, k, "seq", "0"),
 		checks(key, k, "head_version", "0"),
-		checks(key, k.with("rotate_at", "null"), "rotate_every", "-1"),
+		checks(key, k.With("rotate_at", "null"), "rotate_every", "-1"),
 		checks(key, k, "max_messages", "-1"),
 		checks(key, k, "rotate_at", "0", "-1"),
 		checks(key, k, "ik_kid", badBytes16...),
@@ -283,14 +238,14 @@ func keyBreaking(key, version, keyID string, k, v row, a, va string) []breaking 
 }
 
 func allBreaking() []breaking {
-	pendingRoot := rootVersionRow.with("root_key_id", "'krk_a'", "version", "4", "state", "1")
-	pendingData := dataVersionRow.with("data_key_id", "'kdk_a'", "version", "4", "state", "1")
+	pendingRoot := rootVersionRow.With("root_key_id", "'krk_a'", "version", "4", "state", "1")
+	pendingData := dataVersionRow.With("data_key_id", "'kdk_a'", "version", "4", "state", "1")
 	var purposes []string
 	// U+0001 to U+001F, U+007F to U+009F, and Unicode's White_Space at either end.
 	for _, c := range []int{1, 9, 10, 13, 31, 127, 128, 133, 159} {
 		purposes = append(purposes, fmt.Sprintf("'a' || chr(%d) || 'a'", c))
 	}
-	for _, c := range whiteSpace {
+	for _, c := range sqltest.WhiteSpace {
 		purposes = append(purposes, fmt.Sprintf("chr(%d) || 'a'", c), fmt.Sprintf("'a' || chr(%d)", c))
 	}
 	return slices.Concat(
@@ -304,36 +259,23 @@ func allBreaking() []breaking {
 		checks("root_key_version", pendingRoot, "alg", "2", "3"),
 		updates("data_key", "immutable", "root_key_id", "'krk_b'", "purpose", "'y'"),
 		[]breaking{
-			{"root_key_scope_id_key", insert("root_key", rootKeyRow.with("scope_id", "'a'"))},
-			{"data_key_purpose_key", insert("data_key", dataKeyRow.with("purpose", "'a'"))},
+			{"root_key_scope_id_key", insert("root_key", rootKeyRow.With("scope_id", "'a'"))},
+			{"data_key_purpose_key", insert("data_key", dataKeyRow.With("purpose", "'a'"))},
 			{"root_key_version_key_fkey", dropTrigger("root_key_version_state_new") + insert("root_key_version", rootVersionRow)},
-			{"data_key_root_key_fkey", insert("data_key", dataKeyRow.with("root_key_id", "'krk_none'"))},
+			{"data_key_root_key_fkey", insert("data_key", dataKeyRow.With("root_key_id", "'krk_none'"))},
 			{"data_key_version_key_fkey", dropTrigger("data_key_version_state_new", "data_key_version_parent_insert") +
 				insert("data_key_version", dataVersionRow)},
 			{"data_key_version_parent_fkey", dropTrigger("data_key_version_parent_insert") +
-				insert("data_key_version", pendingData.with("root_key_version_id", "'krkv_none'"))},
+				insert("data_key_version", pendingData.With("root_key_version_id", "'krkv_none'"))},
 			{"data_key_version_parent_fkey", "update {prefix}_data_key_version set root_key_version_id = 'krkv_a3'; " +
 				"delete from {prefix}_root_key_version where private_id = 'krkv_a3'"},
-			{"data_key_version_parent_insert", insert("data_key_version", pendingData.with("root_key_version_id", "'krkv_b1'"))},
-			{"data_key_version_parent_insert", insert("data_key_version", pendingData.with("root_key_version_id", "'krkv_none'"))},
-			{"data_key_version_parent_insert", insert("root_key_version", pendingRoot.with("alg", "0")) +
-				insert("data_key_version", pendingData.with("root_key_version_id", "'krkv_x'"))},
+			{"data_key_version_parent_insert", insert("data_key_version", pendingData.With("root_key_version_id", "'krkv_b1'"))},
+			{"data_key_version_parent_insert", insert("data_key_version", pendingData.With("root_key_version_id", "'krkv_none'"))},
+			{"data_key_version_parent_insert", insert("root_key_version", pendingRoot.With("alg", "0")) +
+				insert("data_key_version", pendingData.With("root_key_version_id", "'krkv_x'"))},
 			{"data_key_version_parent_update", "update {prefix}_data_key_version set root_key_version_id = 'krkv_b1'"},
 		},
 	)
-}
-
-// whiteSpace is Unicode's White_Space, as an SQL list of code points is to have it.
-var whiteSpace = []int{
-	0x09, 0x0a, 0x0b, 0x0c, 0x0d, 0x20, 0x85, 0xa0, 0x1680, 0x2000, 0x2001, 0x2002, 0x2003, 0x2004, 0x2005, 0x2006, 0x2007, 0x2008,
-	0x2009, 0x200a, 0x2028, 0x2029, 0x202f, 0x205f, 0x3000,
-}
-
-func migrated(t testing.TB, c Config) *Store {
-	t.Helper()
-	s := byOpen(t, c, keyholdtest.Postgres(t))
-	must(t, s.Migrate(context.WithoutCancel(t.Context())))
-	return s
 }
 
 // onBase is a transaction with base in it and all foreign keys checked at once, rolled back when the test is over.
@@ -350,6 +292,7 @@ func onBase(t *testing.T, s *Store) pgx.Tx {
 }
 
 func TestEveryRuleOfTheTablesRefuses(t *testing.T) {
+	t.Parallel()
 	s := migrated(t, Config{})
 	for i, b := range allBreaking() {
 		t.Run(fmt.Sprintf("%s/%d", b.name, i), func(t *testing.T) {
@@ -405,6 +348,7 @@ var effects = []struct{ name, sql, query, want string }{
 const epochs = "select string_agg(bucket || ':' || n, ',' order by bucket) from (select bucket, sum(n) as n from {prefix}_epoch group by 1) e"
 
 func TestTriggersLeaveTombstonesAndEpochs(t *testing.T) {
+	t.Parallel()
 	s := migrated(t, Config{})
 	for i, e := range effects {
 		t.Run(fmt.Sprintf("%s/%d", e.name, i), func(t *testing.T) {
@@ -421,6 +365,7 @@ func TestTriggersLeaveTombstonesAndEpochs(t *testing.T) {
 }
 
 func TestEveryRuleOfTheTablesHasItsTest(t *testing.T) {
+	t.Parallel()
 	s := byOpen(t, Config{ScopeTable: "tenant", ScopeColumn: "id"}, keyholdtest.Postgres(t))
 	mustExec(t, s, "create table tenant (id text primary key)")
 	must(t, s.Migrate(t.Context()))
@@ -454,6 +399,7 @@ func TestEveryRuleOfTheTablesHasItsTest(t *testing.T) {
 }
 
 func TestScopesAreOfTheirColumnsForm(t *testing.T) {
+	t.Parallel()
 	for kind, c := range map[migrate.ScopeType]struct{ good, bad []string }{
 		migrate.Text: {
 			good: []string{"'a'", "' a '", "'" + strings.Repeat("a", 512) + "'", "'é' || chr(160)", "'[*?]'"},
@@ -472,7 +418,7 @@ func TestScopesAreOfTheirColumnsForm(t *testing.T) {
 		try := func(scope string) error {
 			tx, err := s.Pool().Begin(t.Context())
 			must(t, err)
-			_, err = tx.Exec(t.Context(), rendered(s, insert("root_key", rootKeyRow.with("scope_id", scope))+
+			_, err = tx.Exec(t.Context(), rendered(s, insert("root_key", rootKeyRow.With("scope_id", scope))+
 				insert("root_key_version", rootVersionRow)+"set constraints all immediate"))
 			must(t, tx.Rollback(t.Context()))
 			return err

@@ -176,8 +176,8 @@ func (t *tables) explain(ctx context.Context, doing string, err error) error {
 		}
 	}
 	c := classify(err)
-	if ctxErr := ctx.Err(); ctxErr != nil {
-		return fmt.Errorf("%s: %w", doing, ctxErr)
+	if ctx.Err() != nil {
+		return fmt.Errorf("%s: %w", doing, store.ContextError(ctx))
 	}
 	switch {
 	case c == classForeignKey && !t.isOwnReference(err):

@@ -2,164 +2,26 @@ package pgstore
 
 import (
 	"context"
+	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"net"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/lib/pq"
 
-	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/keyholdtest"
 	"keyhold.example/keyhold/store"
+	"keyhold.example/keyhold/store/internal/sqltest"
 	"keyhold.example/keyhold/store/storetest"
 )
-
-// dump is everything in the tables but times and numbers that only have to differ.
-func dump(t testing.TB, s *Store) (all []string) {
-	t.Helper()
-	list := func(text string, args ...any) []string {
-		rows, err := s.Pool().Query(context.WithoutCancel(t.Context()), text, args...)
-		must(t, err)
-		lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
-		must(t, err)
-		return lines
-	}
-	tables := list("select relname from pg_class where relname like 'kms\\_%' and relkind = 'r' order by 1")
-	for _, table := range tables {
-		all = append(all, table)
-		all = append(all, list("select (to_jsonb(t) - 'created' - 'destroyed' - 'removed' - 'id')::text from "+table+" t order by 1")...)
-	}
-	return all
-}
-
-// operations are the writes. Each begins with the tables that prepare leaves.
-var operations = []struct {
-	name    string
-	prepare func(t testing.TB, s *Store, m *storetest.Maker)
-	run     func(ctx context.Context, s *Store, q store.Queries, m *storetest.Maker) error
-}{
-	{
-		name:    "Migrate",
-		prepare: func(testing.TB, *Store, *storetest.Maker) {},
-		run:     func(ctx context.Context, s *Store, _ store.Queries, _ *storetest.Maker) error { return s.Migrate(ctx) },
-	},
-	{
-		name:    "Initialize",
-		prepare: func(t testing.TB, s *Store, _ *storetest.Maker) { must(t, s.Migrate(context.Background())) },
-		run: func(ctx context.Context, s *Store, _ store.Queries, m *storetest.Maker) error {
-			return s.Initialize(ctx, m.Installation())
-		},
-	},
-	{
-		name:    "Create",
-		prepare: initialized,
-		run: func(ctx context.Context, _ *Store, q store.Queries, m *storetest.Maker) error {
-			_, err := q.Create(ctx, m.Inst(), m.Scope("b", "one", "two"))
-			return err
-		},
-	},
-	{
-		name:    "Update",
-		prepare: withLife,
-		run: func(ctx context.Context, _ *Store, q store.Queries, m *storetest.Maker) error {
-			f, err := q.Key(ctx, key.Ref{Scope: "a", Purpose: "one"})
-			if err != nil {
-				return err
-			}
-			u := m.Add(&f.Data[0], &f.Root)
-			u.Manifest.Head = 3
-			u.States = []store.StateChange{
-				{Number: 3, From: key.Pending, To: key.Active}, {Number: 2, From: key.Active, To: key.Retired},
-			}
-			u.Destroy = []key.Version{1}
-			return q.Update(ctx, u)
-		},
-	},
-	{
-		name:    "Rewrap",
-		prepare: withLife,
-		run: func(ctx context.Context, _ *Store, q store.Queries, m *storetest.Maker) error {
-			f, err := q.Scope(ctx, "a")
-			if err != nil {
-				return err
-			}
-			var rows []store.Rewrap
-			for _, v := range f.Data[0].Versions {
-				rows = append(rows, m.Rewrap(&v, f.Root.Versions[0].ID))
-			}
-			_, err = q.Rewrap(ctx, m.Inst(), append(rows, m.Rewrap(&f.Root.Versions[0], "")))
-			return err
-		},
-	},
-}
-
-func initialized(t testing.TB, s *Store, m *storetest.Maker) {
-	t.Helper()
-	must(t, s.Migrate(context.Background()))
-	must(t, s.Initialize(context.Background(), m.Installation()))
-	_, err := s.Create(context.Background(), m.Inst(), m.Scope("a", "one"))
-	must(t, err)
-}
-
-// withLife leaves a data key with a disabled, an active and a pending version.
-func withLife(t testing.TB, s *Store, m *storetest.Maker) {
-	t.Helper()
-	initialized(t, s, m)
-	ref := key.Ref{Scope: "a", Purpose: "one"}
-	for _, next := range []func(f store.Family) store.Update{
-		func(f store.Family) store.Update { return m.Add(&f.Data[0], &f.Root) },
-		func(f store.Family) store.Update { return m.Activate(&f.Data[0], 2) },
-		func(f store.Family) store.Update { return m.Step(&f.Data[0], 1, key.Disabled) },
-		func(f store.Family) store.Update { return m.Add(&f.Data[0], &f.Root) },
-	} {
-		f, err := s.Key(context.Background(), ref)
-		must(t, err)
-		must(t, s.Update(context.Background(), next(f)))
-	}
-}
-
-// faults decides at which message to the server a connection is lost, and whether the server still gets it. The zero
-// value lets everything pass.
-type faults struct {
-	mu    sync.Mutex
-	count int
-	at    int  // the number of the message that is the last, from 1; 0: none
-	after bool // the server gets it and answers, and the answer is lost
-	on    bool // no connection can be made afterwards
-	fired bool
-}
-
-func (f *faults) reset(at int, after, on bool) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.count, f.at, f.after, f.on, f.fired = 0, at, after, on, false
-}
-
-func (f *faults) hasFired() bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.fired
-}
-
-// next says whether the connection is lost before or after the message that comes now.
-func (f *faults) next() (before, after bool) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.count++
-	if f.at == 0 || f.count < f.at || f.count > f.at && !f.on {
-		return false, false
-	}
-	f.fired = true
-	if f.count > f.at {
-		return true, false
-	}
-	return !f.after, f.after
-}
 
 var errCut = errors.New("cut")
 
@@ -167,12 +29,12 @@ var errCut = errors.New("cut")
 type wire struct {
 	net.Conn
 
-	faults *faults
+	faults *sqltest.Faults
 	deaf   bool // the next answer is lost
 }
 
 func (w *wire) Write(b []byte) (int, error) {
-	before, after := w.faults.next()
+	before, after := w.faults.Next()
 	if before {
 		return 0, errors.Join(errCut, w.Close())
 	}
@@ -188,26 +50,75 @@ func (w *wire) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// faulty is a store over a pool of one connection.
-func faulty(t testing.TB, dsn string, f *faults) *Store {
-	t.Helper()
-	config, err := parseDSN(dsn)
-	must(t, err)
-	config.MaxConns = 1
-	dial := config.ConnConfig.DialFunc
-	config.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
-		conn, err := dial(ctx, network, addr)
+// dial is how drivers connect.
+func dial(f *sqltest.Faults) pgconn.DialFunc {
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := new(net.Dialer).DialContext(ctx, network, addr)
 		if err != nil {
 			return nil, err
 		}
 		return &wire{Conn: conn, faults: f}, nil
 	}
-	pool, err := pgxpool.NewWithConfig(context.WithoutCancel(t.Context()), config)
+}
+
+// pqDialer is what lib/pq connects with.
+type pqDialer struct{ faults *sqltest.Faults }
+
+func (d pqDialer) Dial(network, addr string) (net.Conn, error) {
+	return dial(d.faults)(context.Background(), network, addr)
+}
+
+func (d pqDialer) DialTimeout(network, addr string, _ time.Duration) (net.Conn, error) {
+	return d.Dial(network, addr)
+}
+
+type faultyOpen func(t testing.TB, dsn string, f *sqltest.Faults) *Store
+
+// faulty opens stores over a pool of one connection, which is open.
+var faulty = map[string]faultyOpen{
+	"pgxpool": func(t testing.TB, dsn string, f *sqltest.Faults) *Store {
+		t.Helper()
+		config, err := parseDSN(dsn)
+		must(t, err)
+		config.MaxConns = 1
+		config.ConnConfig.DialFunc = dial(f)
+		pool, err := pgxpool.NewWithConfig(context.WithoutCancel(t.Context()), config)
+		must(t, err)
+		t.Cleanup(pool.Close)
+		s, err := New(pool)
+		must(t, err)
+		return impatient(t, s)
+	},
+	"sql.DB of pgx": func(t testing.TB, dsn string, f *sqltest.Faults) *Store {
+		t.Helper()
+		config, err := pgx.ParseConfig(dsn)
+		must(t, err)
+		config.DialFunc = dial(f)
+		return onlyOne(t, stdlib.GetConnector(*config))
+	},
+	"sql.DB of pq": func(t testing.TB, dsn string, f *sqltest.Faults) *Store {
+		t.Helper()
+		connector, err := pq.NewConnector(dsn)
+		must(t, err)
+		connector.Dialer(pqDialer{f})
+		return onlyOne(t, connector)
+	},
+}
+
+func onlyOne(t testing.TB, c driver.Connector) *Store {
+	t.Helper()
+	db := sql.OpenDB(c)
+	db.SetMaxOpenConns(1)
+	t.Cleanup(func() { must(t, db.Close()) })
+	s, err := FromSQL(db)
 	must(t, err)
-	t.Cleanup(pool.Close)
-	s, err := New(pool)
-	must(t, err)
+	return impatient(t, s)
+}
+
+func impatient(t testing.TB, s *Store) *Store {
+	t.Helper()
 	s.wait = time.Microsecond
+	must(t, s.read(t.Context(), statement{text: "select 1"}))
 	return s
 }
 
@@ -215,45 +126,35 @@ func faulty(t testing.TB, dsn string, f *faults) *Store {
 // server gets it, after it did, and with no other connection to be had. Everything is there afterwards, or nothing,
 // as the error says, and the pool's only connection can be used.
 func TestAnyMessageMayBeTheLast(t *testing.T) {
-	for _, op := range operations {
-		t.Run(op.name, func(t *testing.T) {
+	for _, op := range sqltest.Operations {
+		t.Run(op.Name, func(t *testing.T) {
 			t.Parallel()
-			prepared := func() (string, *Store) {
-				dsn := keyholdtest.Postgres(t)
-				s := byOpen(t, Config{}, dsn)
-				op.prepare(t, s, storetest.NewMaker(1))
-				return dsn, s
-			}
-			_, clean := prepared()
-			before := dump(t, clean)
-			must(t, op.run(t.Context(), clean, clean, storetest.NewMaker(1)))
-			done := dump(t, clean)
-			for _, after := range []bool{false, true} {
-				for _, on := range []bool{false, true} {
-					for n := 1; ; n++ {
-						f := &faults{}
-						dsn, look := prepared()
-						s := faulty(t, dsn, f)
-						must(t, s.Pool().Ping(t.Context())) // so that the connection is open
-						f.reset(n, after, on)
-						err := op.run(t.Context(), s, s, storetest.NewMaker(1))
-						fired := f.hasFired()
-						f.reset(0, false, false)
-						what := fmt.Sprintf("message %d, after it arrived %v, and on %v", n, after, on)
-						checkOutcome(t, what, err, before, done, dump(t, look))
-						if fired && !on && err != nil && !errors.Is(err, store.ErrUnknownOutcome) {
-							t.Errorf("%s: %v; it was worth trying again", what, err)
+			databases := newTemplate(t, func(dsn string) {
+				s, err := Open(t.Context(), dsn)
+				must(t, err)
+				op.Prepare(t, s, storetest.NewMaker(1))
+				must(t, s.Close())
+			})
+			look := byOpen(t, Config{}, databases.fresh(t))
+			before := dump(t, look)
+			must(t, op.Run(t.Context(), look, look, storetest.NewMaker(1)))
+			done := dump(t, look)
+			used := true
+			for by, open := range faulty {
+				for mode := range 4 {
+					after, on := mode&1 != 0, mode&2 != 0
+					// Those of database/sql take more messages, and the same becomes of them: each is lost in one mode. So are
+					// those of Migrate, which take longest.
+					first, step := 1, 1
+					if by != "pgxpool" || op.Name == "Migrate" {
+						first, step = 1+mode, 4
+					}
+					for n, more := first, true; more; n += step {
+						if used {
+							look = byOpen(t, Config{}, databases.fresh(t))
 						}
-						if _, err := s.MigrationStatus(t.Context()); err != nil {
-							t.Errorf("%s: the pool afterwards: %v", what, err)
-						}
-						must(t, look.Close())
-						if !fired {
-							if n < 3 {
-								t.Errorf("only %d messages", n-1)
-							}
-							break
-						}
+						what := fmt.Sprintf("%s, message %d, after it arrived %v, and on %v", by, n, after, on)
+						t.Run(what, func(t *testing.T) { more, used = cutOff(t, &op, open, look, n, after, on, before, done) })
 					}
 				}
 			}
@@ -261,58 +162,64 @@ func TestAnyMessageMayBeTheLast(t *testing.T) {
 	}
 }
 
-func checkOutcome(t *testing.T, what string, err error, before, done, got []string) {
+// cutOff loses the connection at one message, and says whether there were so many, and whether anything was done.
+func cutOff(t *testing.T, op *sqltest.Operation, open faultyOpen, look *Store, n int, after, on bool, before, done []string) (more, used bool) {
 	t.Helper()
-	switch {
-	case err == nil:
-		if d := cmp.Diff(done, got); d != "" {
-			t.Errorf("%s: no error, and (-all of it +there):\n%s", what, d)
-		}
-	case errors.Is(err, store.ErrUnavailable):
-		if d := cmp.Diff(before, got); d != "" {
-			t.Errorf("%s: %v, and (-before +there):\n%s", what, err, d)
-		}
-	case errors.Is(err, store.ErrUnknownOutcome):
-		if !cmp.Equal(before, got) && !cmp.Equal(done, got) {
-			t.Errorf("%s: %v, and neither all nor nothing (-before +there):\n%s", what, err, cmp.Diff(before, got))
-		}
-	default:
-		t.Errorf("%s: %v; want one of the contract's errors", what, err)
+	f := &sqltest.Faults{}
+	s := open(t, dsnOf(t, look), f)
+	f.Reset(n, after, on)
+	err := op.Run(t.Context(), s, s, storetest.NewMaker(1))
+	more = f.Fired()
+	f.Reset(0, false, false)
+	there := dump(t, look)
+	sqltest.CheckOutcome(t, err, before, done, there)
+	if more && !on && err != nil && !errors.Is(err, store.ErrUnknownOutcome) {
+		t.Errorf("%v; it was worth trying again", err)
 	}
+	if _, err := s.MigrationStatus(t.Context()); err != nil {
+		t.Errorf("the pool afterwards: %v", err)
+	}
+	if !more && n < 3 {
+		t.Errorf("only %d messages", n-1)
+	}
+	return more, !cmp.Equal(before, there)
 }
 
 // TestALostConnectionEndsTheApplicationsTransaction does the same inside the application's transaction.
 func TestALostConnectionEndsTheApplicationsTransaction(t *testing.T) {
-	for _, op := range operations[2:] {
-		t.Run(op.name, func(t *testing.T) {
+	for _, op := range sqltest.InTx {
+		t.Run(op.Name, func(t *testing.T) {
 			t.Parallel()
 			dsn := keyholdtest.Postgres(t)
 			look := byOpen(t, Config{}, dsn)
-			op.prepare(t, look, storetest.NewMaker(1))
+			op.Prepare(t, look, storetest.NewMaker(1))
 			before := dump(t, look)
-			for _, after := range []bool{false, true} {
-				for n := 1; ; n++ {
-					f := &faults{}
-					s := faulty(t, dsn, f)
-					tx, err := s.Pool().Begin(t.Context())
-					must(t, err)
-					f.reset(n, after, false)
-					err = op.run(t.Context(), s, s.InTx(tx), storetest.NewMaker(1))
-					fired := f.hasFired()
-					f.reset(0, false, false)
-					if !fired {
-						must(t, err)
-						must(t, tx.Rollback(t.Context()))
-						break
-					}
-					if !errors.Is(err, store.ErrUnavailable) {
-						t.Errorf("message %d, after it arrived %v: %v; want %v", n, after, err, store.ErrUnavailable)
-					}
-					if err := tx.Commit(t.Context()); err == nil {
-						t.Errorf("message %d, after it arrived %v: the transaction was committed", n, after)
-					}
-					if d := cmp.Diff(before, dump(t, look)); d != "" {
-						t.Errorf("message %d, after it arrived %v: (-before +there):\n%s", n, after, d)
+			for by, open := range faulty {
+				for _, after := range []bool{false, true} {
+					for n, more := 1, true; more; n++ {
+						t.Run(fmt.Sprintf("%s, message %d, after it arrived %v", by, n, after), func(t *testing.T) {
+							f := &sqltest.Faults{}
+							s := open(t, dsn, f)
+							tx, commit, rollback := begin(t, s)
+							f.Reset(n, after, false)
+							err := op.Run(t.Context(), s, tx, storetest.NewMaker(1))
+							more = f.Fired()
+							f.Reset(0, false, false)
+							if !more {
+								must(t, err)
+								must(t, rollback())
+								return
+							}
+							if !errors.Is(err, store.ErrUnavailable) {
+								t.Errorf("%v; want %v", err, store.ErrUnavailable)
+							}
+							if err := commit(); err == nil {
+								t.Error("the transaction was committed")
+							}
+							if d := cmp.Diff(before, dump(t, look)); d != "" {
+								t.Errorf("(-before +there):\n%s", d)
+							}
+						})
 					}
 				}
 			}

@@ -7,6 +7,7 @@ import (
 
 // TestIntegrityFindsWhatWasDoneByHand takes the rules away first, as whoever owns the tables can.
 func TestIntegrityFindsWhatWasDoneByHand(t *testing.T) {
+	t.Parallel()
 	const off, on = "set session_replication_role = replica; ", "; set session_replication_role = default"
 	for name, c := range map[string]struct{ sql, says string }{
 		"a root key that is gone": {

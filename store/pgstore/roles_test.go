@@ -1,4 +1,4 @@
-package pgstore_test
+package pgstore
 
 import (
 	"context"
@@ -19,8 +19,6 @@ import (
 	"keyhold.example/keyhold/keyholdtest"
 	"keyhold.example/keyhold/localroot"
 	"keyhold.example/keyhold/store"
-	"keyhold.example/keyhold/store/pgstore"
-	"keyhold.example/keyhold/store/storetest"
 )
 
 // roles are the three of docs/sql/roles.sql, under names of their own, as all databases of a server share them.
@@ -81,16 +79,14 @@ func (r *roles) ofServer(st string) bool {
 	return strings.HasPrefix(st, "create role") || strings.HasPrefix(st, "grant "+r.prefix)
 }
 
-// database makes one where the roles may work, without tables.
-func (r *roles) database(t testing.TB) (dsn string) {
+// admit lets the roles work in a database.
+func (r *roles) admit(t testing.TB, dsn string) {
 	t.Helper()
-	dsn = keyholdtest.Postgres(t)
 	for _, st := range r.statements(t, "roles.sql") {
 		if !r.ofServer(st) {
 			execAs(t, dsn, st)
 		}
 	}
-	return dsn
 }
 
 // as is the address for a role's user.
@@ -102,53 +98,37 @@ func (r *roles) as(t testing.TB, role, dsn string) string {
 	return u.String()
 }
 
-func execAs(t testing.TB, dsn, text string, args ...any) {
-	t.Helper()
-	if err := try(t, dsn, text, args...); err != nil {
-		t.Fatalf("%s: %v", text, err)
-	}
-}
-
-func try(t testing.TB, dsn, text string, args ...any) error {
-	t.Helper()
-	ctx := context.WithoutCancel(t.Context())
-	conn, err := pgx.Connect(ctx, dsn)
-	must(t, err)
-	_, err = conn.Exec(ctx, text, args...)
-	return errors.Join(err, conn.Close(ctx))
-}
-
 // divided is the store of an application, beside those of the roles that do what it may not.
 type divided struct {
-	*pgstore.Store
+	*Store
 
 	roles               *roles
 	dsn                 string
-	operator, migration *pgstore.Store
+	operator, migration *Store
 }
 
-func (r *roles) open(t testing.TB, dsn string) *divided {
+func (r *roles) open(t testing.TB, how connect, dsn string) *divided {
 	t.Helper()
-	return &divided{
-		open(t, r.as(t, "application", dsn)), r, dsn,
-		open(t, r.as(t, "operator", dsn)), open(t, r.as(t, "migration", dsn)),
-	}
+	as := func(role string) *Store { return how(t, Config{}, r.as(t, role, dsn)) }
+	return &divided{as("application"), r, dsn, as("operator"), as("migration")}
 }
 
-// Migrate makes the tables as those who migrate do, and gives the others their rights.
-func (s *divided) Migrate(ctx context.Context) error {
-	s.roles.grants.Lock()
-	defer s.roles.grants.Unlock()
-	if err := s.migration.Migrate(ctx); err != nil {
+// migrate makes the tables as those who migrate do, and gives the others their rights.
+func (r *roles) migrate(ctx context.Context, s *Store) error {
+	r.grants.Lock()
+	defer r.grants.Unlock()
+	if err := s.Migrate(ctx); err != nil {
 		return err
 	}
 	text, err := os.ReadFile("../../docs/sql/grants.sql")
 	if err != nil {
 		return err
 	}
-	_, err = s.migration.Pool().Exec(ctx, s.roles.rename.Replace(string(text)), pgx.QueryExecModeSimpleProtocol)
+	_, err = s.Pool().Exec(ctx, r.rename.Replace(string(text)), pgx.QueryExecModeSimpleProtocol)
 	return err
 }
+
+func (s *divided) Migrate(ctx context.Context) error { return s.roles.migrate(ctx, s.migration) }
 
 func (s *divided) Initialize(ctx context.Context, in store.Installation) error {
 	return s.operator.Initialize(ctx, in)
@@ -161,50 +141,13 @@ func (s *divided) Update(ctx context.Context, u store.Update) error {
 	return s.Store.Update(ctx, u)
 }
 
-// The application's rights are enough for the whole contract of a store, but for the tables, the installation and
-// destroying, which are others' to do.
-func TestConformanceOfTheApplicationsRole(t *testing.T) {
-	r := newRoles(t)
-	asOwner := func(t testing.TB, s store.Store, text string, args ...any) {
-		t.Helper()
-		execAs(t, r.as(t, "migration", s.(*divided).dsn), text, args...)
-	}
-	asOperator := func(t testing.TB, s store.Store, text string, args ...any) {
-		t.Helper()
-		execAs(t, r.as(t, "operator", s.(*divided).dsn), text, args...)
-	}
-	h := harnessOf(nil)
-	begin := h.Begin
-	h.Open = func(t testing.TB) store.Store { return r.open(t, r.database(t)) }
-	h.Reopen = func(t testing.TB, s store.Store) store.Store { return r.open(t, s.(*divided).dsn) }
-	h.Begin = func(t testing.TB, s store.Store) (store.Tx, func() error, func() error) {
-		return begin(t, s.(*divided).Store)
-	}
-	h.DeleteScope = func(t testing.TB, s store.Store, scope key.Scope) {
-		asOperator(t, s, "delete from kms_root_key where scope_id = $1", string(scope))
-	}
-	h.RenameScope = func(t testing.TB, s store.Store, old, renamed key.Scope) {
-		asOperator(t, s, "update kms_root_key set scope_id = $1 where scope_id = $2", string(renamed), string(old))
-	}
-	h.RequireScopes = func(t testing.TB, s store.Store, scopes ...key.Scope) {
-		asOwner(t, s, "create table tenant (id text primary key)")
-		asOwner(t, s, "alter table kms_root_key add foreign key (scope_id) references tenant (id) on delete cascade on update cascade")
-		for _, scope := range scopes {
-			asOwner(t, s, "insert into tenant (id) values ($1)", string(scope))
-		}
-	}
-	h.Refer = func(t testing.TB, s store.Store, id key.ID) {
-		asOwner(t, s, "create table secret (key_id text references kms_data_key_version (private_id))")
-		asOwner(t, s, "insert into secret (key_id) values ($1)", string(id))
-	}
-	storetest.Run(t, h)
-}
-
 func TestRolesAreDeniedWhatIsNotTheirs(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	r := newRoles(t)
-	dsn := r.database(t)
-	s := r.open(t, dsn)
+	dsn := keyholdtest.Postgres(t)
+	r.admit(t, dsn)
+	s := r.open(t, byNew, dsn)
 	must(t, s.Migrate(ctx))
 	root, err := localroot.Generate(t.TempDir() + "/root.key")
 	must(t, err)
@@ -285,10 +228,12 @@ func denied(t *testing.T, role, what string, err error) {
 // An application deletes and renames its tenants by the cascade of its own foreign key, without any right to delete
 // or rename keys.
 func TestCascadesNeedNoRights(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	r := newRoles(t)
-	dsn := r.database(t)
-	s := r.open(t, dsn)
+	dsn := keyholdtest.Postgres(t)
+	r.admit(t, dsn)
+	s := r.open(t, byNew, dsn)
 	must(t, s.Migrate(ctx))
 	owner, user := r.as(t, "migration", dsn), r.as(t, "application", dsn)
 	execAs(t, owner, "create table tenant (id text primary key)")

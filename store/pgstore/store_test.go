@@ -18,6 +18,7 @@ import (
 	"keyhold.example/keyhold/keyholdtest"
 	"keyhold.example/keyhold/migrate"
 	"keyhold.example/keyhold/store"
+	"keyhold.example/keyhold/store/internal/sqltest"
 	"keyhold.example/keyhold/store/storetest"
 )
 
@@ -87,6 +88,7 @@ func TestTheAddressComesFromTheEnvironmentToo(t *testing.T) {
 }
 
 func TestNoErrorHasThePassword(t *testing.T) {
+	t.Parallel()
 	const password = "hunter2"
 	for _, dsn := range []string{
 		"postgres://u:" + password + "@127.0.0.1:1/x",
@@ -116,6 +118,7 @@ func TestNoErrorHasThePassword(t *testing.T) {
 }
 
 func TestWhoCannotGetInIsToldSo(t *testing.T) {
+	t.Parallel()
 	config, err := pgxpool.ParseConfig(keyholdtest.Postgres(t))
 	must(t, err)
 	dsn := func(host string, port uint16, database string) string {
@@ -149,6 +152,7 @@ func failing(t *testing.T, s *Store, state string, times int) (count func() int)
 }
 
 func TestAWholeTransactionIsTriedAgain(t *testing.T) {
+	t.Parallel()
 	for state, c := range map[string]struct {
 		times, want int
 		is          error
@@ -176,6 +180,7 @@ func TestAWholeTransactionIsTriedAgain(t *testing.T) {
 }
 
 func TestTryingAgainEnds(t *testing.T) {
+	t.Parallel()
 	m := storetest.NewMaker(1)
 	s := migrated(t, Config{})
 	must(t, s.Initialize(t.Context(), m.Installation()))
@@ -195,6 +200,7 @@ func TestTryingAgainEnds(t *testing.T) {
 // TestADeadlockIsTriedAgain makes one: the application's transaction holds the name that the call waits for, and
 // then waits for the name that the call holds.
 func TestADeadlockIsTriedAgain(t *testing.T) {
+	t.Parallel()
 	m := storetest.NewMaker(1)
 	dsn := keyholdtest.Postgres(t)
 	s := byOpen(t, Config{}, dsn)
@@ -227,6 +233,7 @@ func TestADeadlockIsTriedAgain(t *testing.T) {
 }
 
 func TestTerminatedBackendsLeaveNothingByHalf(t *testing.T) {
+	t.Parallel()
 	m := storetest.NewMaker(1)
 	dsn := keyholdtest.Postgres(t)
 	s, killer := byOpen(t, Config{}, dsn), byOpen(t, Config{}, dsn)
@@ -275,15 +282,16 @@ func TestTerminatedBackendsLeaveNothingByHalf(t *testing.T) {
 }
 
 func TestTwoInstallationsLiveSideBySide(t *testing.T) {
+	t.Parallel()
 	dsn := keyholdtest.Postgres(t)
 	one, two, three := byOpen(t, Config{}, dsn), byOpen(t, Config{Prefix: "kms_root"}, dsn), byOpen(t, Config{Schema: "elsewhere"}, dsn)
-	initialized(t, one, storetest.NewMaker(1))
+	sqltest.Initialized(t, one, storetest.NewMaker(1))
 	var schema *store.SchemaError
 	for _, s := range []*Store{two, three} {
 		if err := s.CheckSchema(t.Context()); !errors.As(err, &schema) || schema.Have != 0 {
 			t.Errorf("CheckSchema of another: %v; want no tables", err)
 		}
-		initialized(t, s, storetest.NewMaker(2))
+		sqltest.Initialized(t, s, storetest.NewMaker(2))
 	}
 	mustExec(t, one, "delete from {prefix}_root_key")
 	for _, s := range []*Store{two, three} {
@@ -298,6 +306,7 @@ func TestTwoInstallationsLiveSideBySide(t *testing.T) {
 
 // TestTriggersFindTheirTables deletes and changes from a session that looks for tables elsewhere.
 func TestTriggersFindTheirTables(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]Config{"a schema": {Schema: "keys"}, "none": {}} {
 		m := storetest.NewMaker(1)
 		s := migrated(t, c)
@@ -325,6 +334,7 @@ func TestTriggersFindTheirTables(t *testing.T) {
 }
 
 func TestAScopeIsNeverAnotherOnesRow(t *testing.T) {
+	t.Parallel()
 	for kind, c := range map[migrate.ScopeType]struct {
 		there key.Scope
 		not   []key.Scope
@@ -358,8 +368,9 @@ func TestAScopeIsNeverAnotherOnesRow(t *testing.T) {
 
 // TestTextThatPostgreSQLCannotHoldIsNotThere also shows that the transaction goes on.
 func TestTextThatPostgreSQLCannotHoldIsNotThere(t *testing.T) {
+	t.Parallel()
 	s := migrated(t, Config{})
-	initialized(t, s, storetest.NewMaker(2))
+	sqltest.Initialized(t, s, storetest.NewMaker(2))
 	tx, commit, _ := begin(t, s)
 	for _, q := range []store.Queries{s, tx} {
 		for _, text := range []string{"a\x00", "\xff", "a\xc3"} {

@@ -14,67 +14,24 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"keyhold.example/keyhold/migrate"
+	"keyhold.example/keyhold/store/internal/sqltest"
 )
 
-// row is a row of a table, as SQL expressions by column.
-type row map[string]string
+type row = sqltest.Row
 
-func (r row) with(changes ...string) row {
-	r = maps.Clone(r)
-	for i := 0; i < len(changes); i += 2 {
-		r[changes[i]] = changes[i+1]
-	}
-	return r
-}
+func insert(table string, r row) string { return sqltest.Insert(table, r) }
 
-func insert(table string, r row) string {
-	columns := slices.Sorted(maps.Keys(r))
-	var values []string
-	for _, c := range columns {
-		values = append(values, r[c])
-	}
-	return fmt.Sprintf("insert into {prefix}_%s (%s) values (%s);", table, strings.Join(columns, ", "), strings.Join(values, ", "))
-}
+func zeroblob(n int) string { return fmt.Sprintf("zeroblob(%d)", n) }
 
 var (
-	slotRow = row{
-		"private_id": "'kr_x'", "number": "9", "wrapper_type": "'local'", "wrapper_key_id": "''", "ik_kid": "zeroblob(16)", "state": "3", "blob": "x'01'",
-	}
-	installationRow = row{"only_row": "1", "inst": "zeroblob(16)", "ik_kid": "zeroblob(16)", "seq": "5", "active_slot": "'kr_a'", "mac": "zeroblob(32)"}
-	tombstoneRow    = row{
-		"key_id": "'krk_other'", "version": "1", "private_id": "'krkv_other'", "kind": "'kek'", "alg": "1", "commitment": "zeroblob(32)",
-	}
-	keyRow = row{
-		"seq": "5", "head_version": "1", "rotate_every": "60", "max_messages": "0", "rotate_at": "100", "ik_kid": "zeroblob(16)",
-		"mac": "zeroblob(32)",
-	}
-	versionRow = row{
-		"version": "1", "state": "2", "alg": "1", "commitment": "zeroblob(32)", "key": "x'01'", "created": "7",
-	}
-	rootKeyRow     = keyRow.with("private_id", "'krk_x'", "scope_id", "'x'")
-	rootVersionRow = versionRow.with("private_id", "'krkv_x'", "root_key_id", "'krk_x'", "ik_kid", "zeroblob(16)")
-	dataKeyRow     = keyRow.with("private_id", "'kdk_x'", "root_key_id", "'krk_a'", "purpose", "'x'")
-	dataVersionRow = versionRow.with("private_id", "'kdkv_x'", "data_key_id", "'kdk_x'", "root_key_version_id", "'krkv_a2'")
-)
+	one = sqltest.NewRows(zeroblob, zeroblob, "x'01'")
 
-// base is what every case begins with: two root keys, of which a has a retired and an active version, and a data key of
-// a's with a version in each state.
-var base = strings.Join([]string{
-	insert("root_slot", slotRow.with("private_id", "'kr_a'", "number", "1", "state", "2")),
-	insert("root_slot", slotRow.with("private_id", "'kr_gone'", "number", "2", "state", "5", "blob", "x''", "removed", "9")),
-	insert("installation", installationRow),
-	insert("root_key", rootKeyRow.with("private_id", "'krk_a'", "scope_id", "'a'", "head_version", "2")),
-	insert("root_key_version", rootVersionRow.with("private_id", "'krkv_a1'", "root_key_id", "'krk_a'", "state", "3")),
-	insert("root_key_version", rootVersionRow.with("private_id", "'krkv_a2'", "root_key_id", "'krk_a'", "version", "2")),
-	insert("root_key_version", rootVersionRow.with("private_id", "'krkv_a3'", "root_key_id", "'krk_a'", "version", "3", "state", "1")),
-	insert("root_key", rootKeyRow.with("private_id", "'krk_b'", "scope_id", "'b'")),
-	insert("root_key_version", rootVersionRow.with("private_id", "'krkv_b1'", "root_key_id", "'krk_b'")),
-	insert("data_key", dataKeyRow.with("private_id", "'kdk_a'", "purpose", "'a'", "head_version", "2")),
-	insert("data_key_version", dataVersionRow.with("private_id", "'kdkv_a1'", "data_key_id", "'kdk_a'", "state", "3")),
-	insert("data_key_version", dataVersionRow.with("private_id", "'kdkv_a2'", "data_key_id", "'kdk_a'", "version", "2")),
-	insert("data_key_version", dataVersionRow.with("private_id", "'kdkv_a3'", "data_key_id", "'kdk_a'", "version", "3", "state", "1")),
-	insert("tombstone", tombstoneRow),
-}, "\n")
+	slotRow, installationRow, tombstoneRow = one.Slot, one.Installation, one.Tombstone
+	rootKeyRow, rootVersionRow             = one.RootKey, one.RootVersion
+	dataKeyRow, dataVersionRow             = one.DataKey, one.DataVersion
+
+	base = one.Base("x''") // what every case begins with
+)
 
 // breaking is SQL that a named constraint, index or trigger has to refuse.
 type breaking struct {
@@ -91,7 +48,7 @@ const foreignKey = "FOREIGN KEY constraint failed"
 func checks(table string, r row, column string, values ...string) []breaking {
 	var list []breaking
 	for _, v := range values {
-		list = append(list, breaking{table + "_" + column, insert(table, r.with(column, v)), ""})
+		list = append(list, breaking{table + "_" + column, insert(table, r.With(column, v)), ""})
 	}
 	return list
 }
@@ -118,7 +75,7 @@ var (
 
 func installationBreaking() []breaking {
 	text := func(n int) string { return "'" + strings.Repeat("a", n) + "'" }
-	newTombstone := tombstoneRow.with("key_id", "'krk_new'", "private_id", "'krkv_new'")
+	newTombstone := tombstoneRow.With("key_id", "'krk_new'", "private_id", "'krkv_new'")
 	return slices.Concat(
 		[]breaking{
 			{
@@ -130,21 +87,21 @@ func installationBreaking() []breaking {
 			{"schema_version_version", "update {prefix}_schema_version set version = 'v0.0.2'", ""},
 
 			{
-				"root_slot_pkey", dropTrigger("root_slot_no_replace") + insert("root_slot", slotRow.with("private_id", "'kr_a'")),
+				"root_slot_pkey", dropTrigger("root_slot_no_replace") + insert("root_slot", slotRow.With("private_id", "'kr_a'")),
 				unique("{prefix}_root_slot.private_id"),
 			},
 			{
-				"root_slot_number_key", dropTrigger("root_slot_no_replace") + insert("root_slot", slotRow.with("number", "1")),
+				"root_slot_number_key", dropTrigger("root_slot_no_replace") + insert("root_slot", slotRow.With("number", "1")),
 				unique("{prefix}_root_slot.number"),
 			},
 			{
-				"root_slot_one_active", dropTrigger("root_slot_no_replace") + insert("root_slot", slotRow.with("state", "2")),
+				"root_slot_one_active", dropTrigger("root_slot_no_replace") + insert("root_slot", slotRow.With("state", "2")),
 				unique("{prefix}_root_slot.ik_kid"),
 			},
-			{"root_slot_blob", insert("root_slot", slotRow.with("blob", "x''")), ""},
-			{"root_slot_removed", insert("root_slot", slotRow.with("removed", "1")), ""},
-			{"root_slot_removed", insert("root_slot", slotRow.with("state", "5", "blob", "x''")), ""},
-			{"root_slot_removed", insert("root_slot", slotRow.with("state", "5", "blob", "x''", "removed", "'now'")), ""},
+			{"root_slot_blob", insert("root_slot", slotRow.With("blob", "x''")), ""},
+			{"root_slot_removed", insert("root_slot", slotRow.With("removed", "1")), ""},
+			{"root_slot_removed", insert("root_slot", slotRow.With("state", "5", "blob", "x''")), ""},
+			{"root_slot_removed", insert("root_slot", slotRow.With("state", "5", "blob", "x''", "removed", "'now'")), ""},
 			{"root_slot_kept", "delete from {prefix}_root_slot where private_id = 'kr_gone'", ""},
 			{"root_slot_removed_stays", "update {prefix}_root_slot set state = 3, blob = x'01', removed = null where private_id = 'kr_gone'", ""},
 
@@ -152,29 +109,29 @@ func installationBreaking() []breaking {
 				"installation_pkey", dropTrigger("installation_no_replace") + insert("installation", installationRow),
 				unique("{prefix}_installation.only_row"),
 			},
-			{"installation_one", insert("installation", installationRow.with("only_row", "2")), ""},
+			{"installation_one", insert("installation", installationRow.With("only_row", "2")), ""},
 			{"installation_active_slot_fkey", "update {prefix}_installation set seq = 6, active_slot = 'kr_none'", foreignKey},
 			{"installation_seq_grows", "update {prefix}_installation set seq = 5, mac = randomblob(32)", ""},
 			{"installation_seq_grows", "update {prefix}_installation set mac = randomblob(32)", ""},
 			{"installation_kept", "delete from {prefix}_installation", ""},
 
 			{
-				"tombstone_pkey", dropTrigger("tombstone_no_replace") + insert("tombstone", tombstoneRow.with("private_id", "'krkv_y'")),
+				"tombstone_pkey", dropTrigger("tombstone_no_replace") + insert("tombstone", tombstoneRow.With("private_id", "'krkv_y'")),
 				unique("{prefix}_tombstone.key_id, {prefix}_tombstone.version"),
 			},
 			{
-				"tombstone_private_id_key", dropTrigger("tombstone_no_replace") + insert("tombstone", tombstoneRow.with("version", "2")),
+				"tombstone_private_id_key", dropTrigger("tombstone_no_replace") + insert("tombstone", tombstoneRow.With("version", "2")),
 				unique("{prefix}_tombstone.private_id"),
 			},
-			{"tombstone_commitment", insert("tombstone", tombstoneRow.with("version", "2", "private_id", "''", "commitment", "randomblob(32)")), ""},
+			{"tombstone_commitment", insert("tombstone", tombstoneRow.With("version", "2", "private_id", "''", "commitment", "randomblob(32)")), ""},
 			{"tombstone_immutable", "update {prefix}_tombstone set destroyed = 1", ""},
 			{"tombstone_kept", "delete from {prefix}_tombstone", ""},
-			{"tombstone_not_live", insert("tombstone", tombstoneRow.with("key_id", "'krk_a'", "private_id", "'krkv_y'")), ""},
-			{"tombstone_not_live", insert("tombstone", tombstoneRow.with("key_id", "'kdk_a'", "private_id", "'kdkv_y'", "kind", "'dek'")), ""},
-			{"tombstone_not_live", insert("tombstone", tombstoneRow.with("version", "2", "private_id", "'krkv_a1'")), ""},
-			{"tombstone_not_live", insert("tombstone", tombstoneRow.with("version", "2", "private_id", "'kdkv_a1'")), ""},
-			{"tombstone_dense", insert("tombstone", tombstoneRow.with("version", "3", "private_id", "'krkv_y'")), ""},
-			{"tombstone_dense", insert("tombstone", tombstoneRow.with("key_id", "'kdk_a'", "version", "5", "private_id", "'krkv_y'")), ""},
+			{"tombstone_not_live", insert("tombstone", tombstoneRow.With("key_id", "'krk_a'", "private_id", "'krkv_y'")), ""},
+			{"tombstone_not_live", insert("tombstone", tombstoneRow.With("key_id", "'kdk_a'", "private_id", "'kdkv_y'", "kind", "'dek'")), ""},
+			{"tombstone_not_live", insert("tombstone", tombstoneRow.With("version", "2", "private_id", "'krkv_a1'")), ""},
+			{"tombstone_not_live", insert("tombstone", tombstoneRow.With("version", "2", "private_id", "'kdkv_a1'")), ""},
+			{"tombstone_dense", insert("tombstone", tombstoneRow.With("version", "3", "private_id", "'krkv_y'")), ""},
+			{"tombstone_dense", insert("tombstone", tombstoneRow.With("key_id", "'kdk_a'", "version", "5", "private_id", "'krkv_y'")), ""},
 
 			{"epoch_pkey", "insert into {prefix}_epoch (id, bucket, n) values (1, 1, 1), (1, 1, 1)", unique("{prefix}_epoch.id")},
 			{"epoch_bucket", "insert into {prefix}_epoch (bucket, n) values (32, 1)", ""},
@@ -229,7 +186,7 @@ func onlyCheck(list []breaking, triggers ...string) []breaking {
 // keyBreaking are the rules that root keys and data keys have in common.
 func keyBreaking(key, version, keyID string, k, v row, a, va string) []breaking {
 	newKey := insert(key, k)
-	pending := v.with(keyID, "'"+a+"_a'", "version", "4", "state", "1")
+	pending := v.With(keyID, "'"+a+"_a'", "version", "4", "state", "1")
 	set := func(where, changes string) string {
 		return fmt.Sprintf("update {prefix}_%s set %s where private_id = '%s_%s';", key, changes, a, where)
 	}
@@ -239,14 +196,14 @@ func keyBreaking(key, version, keyID string, k, v row, a, va string) []breaking 
 	return slices.Concat(
 		[]breaking{
 			{
-				key + "_pkey", dropTrigger(key+"_no_replace") + insert(key, k.with("private_id", "'"+a+"_a'")),
+				key + "_pkey", dropTrigger(key+"_no_replace") + insert(key, k.With("private_id", "'"+a+"_a'")),
 				unique("{prefix}_" + key + ".private_id"),
 			},
-			{key + "_head_version", insert(key, k.with("head_version", "65536")), ""},
-			{key + "_head_state", insert(key, k.with("head_state", "1")), ""},
-			{key + "_rotate_at", insert(key, k.with("rotate_every", "0")), ""},
+			{key + "_head_version", insert(key, k.With("head_version", "65536")), ""},
+			{key + "_head_state", insert(key, k.With("head_state", "1")), ""},
+			{key + "_rotate_at", insert(key, k.With("rotate_every", "0")), ""},
 			{key + "_head_fkey", newKey, foreignKey},
-			{key + "_head_fkey", newKey + insert(version, v.with("state", "1")), foreignKey},
+			{key + "_head_fkey", newKey + insert(version, v.With("state", "1")), foreignKey},
 			{key + "_head_fkey", set("a", "seq = 6, head_version = 3"), foreignKey},
 			{key + "_head_fkey", set("a", "seq = 6, head_version = 3") + setVersion("2", "state = 3"), foreignKey},
 			{key + "_seq_grows", set("a", "seq = 5"), ""},
@@ -256,28 +213,28 @@ func keyBreaking(key, version, keyID string, k, v row, a, va string) []breaking 
 			{key + "_head_forward", set("a", "seq = 6, head_version = 1"), ""},
 
 			{
-				version + "_pkey", dropTrigger(version+"_no_replace") + insert(version, pending.with("private_id", "'"+va+"_a1'")),
+				version + "_pkey", dropTrigger(version+"_no_replace") + insert(version, pending.With("private_id", "'"+va+"_a1'")),
 				unique("{prefix}_" + version + ".private_id"),
 			},
 			{
-				version + "_version_key", dropTrigger(version+"_dense", version+"_no_replace") + insert(version, pending.with("version", "3")),
+				version + "_version_key", dropTrigger(version+"_dense", version+"_no_replace") + insert(version, pending.With("version", "3")),
 				unique("{prefix}_" + version + "." + keyID + ", {prefix}_" + version + ".version"),
 			},
 			{
-				version + "_state_key", dropTrigger(version+"_dense", version+"_no_replace") + insert(version, pending.with("version", "3")),
+				version + "_state_key", dropTrigger(version+"_dense", version+"_no_replace") + insert(version, pending.With("version", "3")),
 				unique("{prefix}_" + version + "." + keyID + ", {prefix}_" + version + ".version"),
 			},
 			{
-				version + "_one_active", dropTrigger(version+"_state_new", version+"_no_replace") + insert(version, pending.with("state", "2")),
+				version + "_one_active", dropTrigger(version+"_state_new", version+"_no_replace") + insert(version, pending.With("state", "2")),
 				unique("{prefix}_" + version + "." + keyID),
 			},
-			{version + "_dense", insert(version, pending.with("version", "5")), ""},
-			{version + "_dense", dropTrigger(version+"_no_replace") + insert(version, pending.with("version", "3")), ""},
-			{version + "_dense", "delete from {prefix}_" + version + " where version = 3;" + insert(version, pending.with("version", "3")), ""},
-			{version + "_not_again", insert(version, pending.with("private_id", "'krkv_other'")), ""},
-			{version + "_state_new", dropTrigger(version+"_no_replace") + insert(version, pending.with("state", "2")), ""},
-			{version + "_state_new", insert(version, pending.with("state", "4")), ""},
-			{version + "_state_new", insert(version, pending.with("state", "5")), ""},
+			{version + "_dense", insert(version, pending.With("version", "5")), ""},
+			{version + "_dense", dropTrigger(version+"_no_replace") + insert(version, pending.With("version", "3")), ""},
+			{version + "_dense", "delete from {prefix}_" + version + " where version = 3;" + insert(version, pending.With("version", "3")), ""},
+			{version + "_not_again", insert(version, pending.With("private_id", "'krkv_other'")), ""},
+			{version + "_state_new", dropTrigger(version+"_no_replace") + insert(version, pending.With("state", "2")), ""},
+			{version + "_state_new", insert(version, pending.With("state", "4")), ""},
+			{version + "_state_new", insert(version, pending.With("state", "5")), ""},
 			{version + "_state_change", setVersion("3", "state = 2"), ""},
 			{version + "_state_change", setVersion("3", "state = 3"), ""},
 			{version + "_state_change", setVersion("3", "state = 4"), ""},
@@ -313,14 +270,14 @@ func keyBreaking(key, version, keyID string, k, v row, a, va string) []breaking 
 }
 
 func allBreaking() []breaking {
-	pendingRoot := rootVersionRow.with("root_key_id", "'krk_a'", "version", "4", "state", "1")
-	pendingData := dataVersionRow.with("data_key_id", "'kdk_a'", "version", "4", "state", "1")
+	pendingRoot := rootVersionRow.With("root_key_id", "'krk_a'", "version", "4", "state", "1")
+	pendingData := dataVersionRow.With("data_key_id", "'kdk_a'", "version", "4", "state", "1")
 	var purposes []string
 	// U+0000 to U+001F, U+007F to U+009F, and Unicode's White_Space at either end.
 	for _, c := range []int{0, 1, 9, 10, 13, 31, 127, 128, 133, 159} {
 		purposes = append(purposes, fmt.Sprintf("'a' || char(%d) || 'a'", c))
 	}
-	for _, c := range whiteSpace {
+	for _, c := range sqltest.WhiteSpace {
 		purposes = append(purposes, fmt.Sprintf("char(%d) || 'a'", c), fmt.Sprintf("'a' || char(%d)", c))
 	}
 	return slices.Concat(
@@ -336,34 +293,28 @@ func allBreaking() []breaking {
 		updates("data_key", "immutable", "root_key_id", "'krk_b'", "purpose", "'y'"),
 		[]breaking{
 			{
-				"root_key_scope_id_key", dropTrigger("root_key_no_replace") + insert("root_key", rootKeyRow.with("scope_id", "'a'")),
+				"root_key_scope_id_key", dropTrigger("root_key_no_replace") + insert("root_key", rootKeyRow.With("scope_id", "'a'")),
 				unique("{prefix}_root_key.scope_id"),
 			},
 			{
-				"data_key_purpose_key", dropTrigger("data_key_no_replace") + insert("data_key", dataKeyRow.with("purpose", "'a'")),
+				"data_key_purpose_key", dropTrigger("data_key_no_replace") + insert("data_key", dataKeyRow.With("purpose", "'a'")),
 				unique("{prefix}_data_key.root_key_id, {prefix}_data_key.purpose"),
 			},
 			{"root_key_version_key_fkey", dropTrigger("root_key_version_state_new") + insert("root_key_version", rootVersionRow), foreignKey},
-			{"data_key_root_key_fkey", insert("data_key", dataKeyRow.with("root_key_id", "'krk_none'")), foreignKey},
+			{"data_key_root_key_fkey", insert("data_key", dataKeyRow.With("root_key_id", "'krk_none'")), foreignKey},
 			{"data_key_version_key_fkey", dropTrigger("data_key_version_state_new", "data_key_version_parent_insert") +
 				insert("data_key_version", dataVersionRow), foreignKey},
 			{"data_key_version_parent_fkey", dropTrigger("data_key_version_parent_insert") +
-				insert("data_key_version", pendingData.with("root_key_version_id", "'krkv_none'")), foreignKey},
+				insert("data_key_version", pendingData.With("root_key_version_id", "'krkv_none'")), foreignKey},
 			{"data_key_version_parent_fkey", "update {prefix}_data_key_version set root_key_version_id = 'krkv_a3'; " +
 				"delete from {prefix}_root_key_version where private_id = 'krkv_a3'", foreignKey},
-			{"data_key_version_parent_insert", insert("data_key_version", pendingData.with("root_key_version_id", "'krkv_b1'")), ""},
-			{"data_key_version_parent_insert", insert("data_key_version", pendingData.with("root_key_version_id", "'krkv_none'")), ""},
-			{"data_key_version_parent_insert", insert("root_key_version", pendingRoot.with("alg", "0")) +
-				insert("data_key_version", pendingData.with("root_key_version_id", "'krkv_x'")), ""},
+			{"data_key_version_parent_insert", insert("data_key_version", pendingData.With("root_key_version_id", "'krkv_b1'")), ""},
+			{"data_key_version_parent_insert", insert("data_key_version", pendingData.With("root_key_version_id", "'krkv_none'")), ""},
+			{"data_key_version_parent_insert", insert("root_key_version", pendingRoot.With("alg", "0")) +
+				insert("data_key_version", pendingData.With("root_key_version_id", "'krkv_x'")), ""},
 			{"data_key_version_parent_update", "update {prefix}_data_key_version set root_key_version_id = 'krkv_b1'", ""},
 		},
 	)
-}
-
-// whiteSpace is Unicode's White_Space, as an SQL list of code points is to have it.
-var whiteSpace = []int{
-	0x09, 0x0a, 0x0b, 0x0c, 0x0d, 0x20, 0x85, 0xa0, 0x1680, 0x2000, 0x2001, 0x2002, 0x2003, 0x2004, 0x2005, 0x2006, 0x2007, 0x2008,
-	0x2009, 0x200a, 0x2028, 0x2029, 0x202f, 0x205f, 0x3000,
 }
 
 // attempt runs SQL on top of base in a transaction of its own, and returns what refused. The database is left as it
@@ -555,7 +506,7 @@ func TestScopesAreOfTheirColumnsForm(t *testing.T) {
 	} {
 		s := migrated(t, Config{ScopeType: kind}, filepath.Join(t.TempDir(), "keys.db"))
 		try := func(scope string) error {
-			_, err := s.DB().Exec(withPrefix(s, "begin immediate; "+insert("root_key", rootKeyRow.with("scope_id", scope))+
+			_, err := s.DB().Exec(withPrefix(s, "begin immediate; "+insert("root_key", rootKeyRow.With("scope_id", scope))+
 				insert("root_key_version", rootVersionRow)+"rollback"))
 			if err != nil {
 				_, _ = s.DB().Exec("rollback")

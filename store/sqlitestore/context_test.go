@@ -15,6 +15,7 @@ import (
 
 	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/store"
+	"keyhold.example/keyhold/store/internal/sqltest"
 	"keyhold.example/keyhold/store/storetest"
 )
 
@@ -65,9 +66,9 @@ var writesOf = map[string]string{
 // given SQL in the middle of a write.
 func inTheWay(t *testing.T, write, text string) (*Store, []string) {
 	t.Helper()
-	s := faulty(t, prepared(t, func(t testing.TB, s *Store, m *storetest.Maker) {
-		withLife(t, s, m)
-		mustExec(t, s, "create table own (id integer)")
+	s := faulty(t, prepared(t, func(t testing.TB, s store.Store, m *storetest.Maker) {
+		sqltest.WithLife(t, s, m)
+		mustExec(t, s.(*Store), "create table own (id integer)")
 	}, storetest.NewMaker(1)), &faults{})
 	before := dump(t, s)
 	mustExec(t, s, "create temp trigger in_the_way after "+strings.Replace(write, " on ", " on main.", 1)+" begin "+text+"; end")
@@ -75,9 +76,9 @@ func inTheWay(t *testing.T, write, text string) (*Store, []string) {
 }
 
 func TestAContextThatEndsDuringAWriteLeavesTheApplicationsTransaction(t *testing.T) {
-	for _, op := range operations[2:] {
-		t.Run(op.name, func(t *testing.T) {
-			s, before := inTheWay(t, writesOf[op.name], slow)
+	for _, op := range sqltest.InTx {
+		t.Run(op.Name, func(t *testing.T) {
+			s, before := inTheWay(t, writesOf[op.Name], slow)
 			tx := begin(t, s)
 			own := func(n int) {
 				if _, err := tx.Exec("insert into own (id) values (?)", n); err != nil {
@@ -85,7 +86,7 @@ func TestAContextThatEndsDuringAWriteLeavesTheApplicationsTransaction(t *testing
 				}
 			}
 			own(1)
-			err := op.run(endingContext(t), s, s.InTx(tx), storetest.NewMaker(1))
+			err := op.Run(endingContext(t), s, s.InTx(tx), storetest.NewMaker(1))
 			if !errors.Is(err, context.Canceled) || !errors.Is(err, errReason) || errors.Is(err, store.ErrUnavailable) {
 				t.Errorf("%v; want %v because of %q", err, context.Canceled, errReason)
 			}
@@ -109,17 +110,17 @@ var inOrder = cmp.Transformer("sorted", func(lines []string) map[string]int {
 })
 
 func TestAContextThatEndsDuringAWriteLeavesNothing(t *testing.T) {
-	for _, op := range operations[2:] {
-		t.Run(op.name, func(t *testing.T) {
-			s, before := inTheWay(t, writesOf[op.name], slow)
-			err := op.run(endingContext(t), s, s, storetest.NewMaker(1))
+	for _, op := range sqltest.InTx {
+		t.Run(op.Name, func(t *testing.T) {
+			s, before := inTheWay(t, writesOf[op.Name], slow)
+			err := op.Run(endingContext(t), s, s, storetest.NewMaker(1))
 			if !errors.Is(err, context.Canceled) || !errors.Is(err, errReason) {
 				t.Errorf("%v; want %v because of %q", err, context.Canceled, errReason)
 			}
 			if d := cmp.Diff(before, dump(t, s)); d != "" {
 				t.Errorf("(-before +there):\n%s", d)
 			}
-			must(t, op.run(t.Context(), s, s, storetest.NewMaker(1)))
+			must(t, op.Run(t.Context(), s, s, storetest.NewMaker(1)))
 		})
 	}
 }
@@ -162,7 +163,7 @@ func TestAContextThatEndsDuringAReadLeavesTheApplicationsTransaction(t *testing.
 
 func TestWaitingForALockInATransactionEndsWithTheBusyTimeout(t *testing.T) {
 	m := storetest.NewMaker(1)
-	s := faulty(t, prepared(t, initialized, m), &faults{})
+	s := faulty(t, prepared(t, sqltest.Initialized, m), &faults{})
 	mustExec(t, s, "pragma busy_timeout = 50")
 	other, err := Open(fileOf(t, s))
 	must(t, err)
@@ -192,13 +193,13 @@ func TestATransactionThatSQLiteRolledBackIsSaidToBe(t *testing.T) {
 			t.Errorf("(-before +there):\n%s", d)
 		}
 	}
-	for _, op := range operations[2:] {
-		t.Run(op.name, func(t *testing.T) {
-			s, before := inTheWay(t, writesOf[op.name], "select raise(rollback, 'the disk has a bad day')")
+	for _, op := range sqltest.InTx {
+		t.Run(op.Name, func(t *testing.T) {
+			s, before := inTheWay(t, writesOf[op.Name], "select raise(rollback, 'the disk has a bad day')")
 			tx := begin(t, s)
 			_, err := tx.Exec("insert into own (id) values (1)")
 			must(t, err)
-			err = op.run(t.Context(), s, s.InTx(tx), storetest.NewMaker(1))
+			err = op.Run(t.Context(), s, s.InTx(tx), storetest.NewMaker(1))
 			check(t, s, before, err, tx)
 			if !strings.Contains(err.Error(), "a bad day") {
 				t.Errorf("%v does not say why", err)

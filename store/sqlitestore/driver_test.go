@@ -4,21 +4,18 @@ import (
 	"context"
 	"database/sql/driver"
 	"errors"
-	"sync"
 	"testing"
 
 	"modernc.org/sqlite"
+
+	"keyhold.example/keyhold/store/internal/sqltest"
 )
 
-// faults decides which statement of a wrapped driver fails, and how. The zero value lets everything pass.
+// faults decides which statement of a wrapped driver fails, and how.
 type faults struct {
-	mu    sync.Mutex
-	count int
-	at    int  // the number of the statement that fails, from 1; 0: none
-	after bool // it fails after it ran
-	on    bool // all later ones fail, too
+	sqltest.Faults
+
 	plain bool // errors are mere text, as of a driver that shows no codes
-	fired bool
 }
 
 // ioError is what SQLite says of a disk that does not answer.
@@ -26,33 +23,6 @@ type ioError struct{}
 
 func (ioError) Error() string { return "disk I/O error: injected" }
 func (ioError) Code() int     { return 10 }
-
-func (f *faults) reset(at int, after, on bool) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.count, f.at, f.after, f.on, f.fired = 0, at, after, on, false
-}
-
-func (f *faults) hasFired() bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.fired
-}
-
-// next says whether the statement that comes now fails before it runs, or after.
-func (f *faults) next() (before, after bool) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.count++
-	if f.at == 0 || f.count < f.at || f.count > f.at && !f.on {
-		return false, false
-	}
-	f.fired = true
-	if f.count > f.at {
-		return true, false
-	}
-	return !f.after, f.after
-}
 
 func (f *faults) hide(err error) error {
 	if err == nil || !f.plain || errors.Is(err, driver.ErrSkip) || errors.Is(err, driver.ErrBadConn) || errors.Is(err, context.Canceled) {
@@ -63,7 +33,7 @@ func (f *faults) hide(err error) error {
 
 func statement[T any](f *faults, run func() (T, error), drop func(T)) (T, error) {
 	var none T
-	before, after := f.next()
+	before, after := f.Next()
 	if before {
 		return none, ioError{}
 	}

@@ -121,7 +121,7 @@ func (t *tables) explain(ctx context.Context, doing string, err error) error {
 		}
 	}
 	if ctx.Err() != nil {
-		return fmt.Errorf("%s: %w", doing, contextError(ctx))
+		return fmt.Errorf("%s: %w", doing, store.ContextError(ctx))
 	}
 	c := classify(err)
 	switch {
@@ -133,13 +133,4 @@ func (t *tables) explain(ctx context.Context, doing string, err error) error {
 		return fmt.Errorf("%s: %w: %s (%w)", doing, store.ErrUnavailable, sentences[c], err)
 	}
 	return fmt.Errorf("%s: %w", doing, err)
-}
-
-// contextError is why a context ended, in the words of whoever ended it, and always also what its Err says.
-func contextError(ctx context.Context) error {
-	err, cause := ctx.Err(), context.Cause(ctx)
-	if errors.Is(cause, err) {
-		return cause
-	}
-	return fmt.Errorf("%w: %w", err, cause)
 }

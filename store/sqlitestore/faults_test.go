@@ -13,8 +13,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/store"
+	"keyhold.example/keyhold/store/internal/sqltest"
 	"keyhold.example/keyhold/store/storetest"
 )
 
@@ -51,96 +51,10 @@ func dump(t testing.TB, s *Store) []string {
 	return all
 }
 
-// operations are the writes. Each begins with the tables that prepare leaves.
-var operations = []struct {
-	name    string
-	prepare func(t testing.TB, s *Store, m *storetest.Maker)
-	run     func(ctx context.Context, s *Store, q store.Queries, m *storetest.Maker) error
-}{
-	{
-		name:    "Migrate",
-		prepare: func(testing.TB, *Store, *storetest.Maker) {},
-		run:     func(ctx context.Context, s *Store, _ store.Queries, _ *storetest.Maker) error { return s.Migrate(ctx) },
-	},
-	{
-		name:    "Initialize",
-		prepare: func(t testing.TB, s *Store, _ *storetest.Maker) { must(t, s.Migrate(context.Background())) },
-		run: func(ctx context.Context, s *Store, _ store.Queries, m *storetest.Maker) error {
-			return s.Initialize(ctx, m.Installation())
-		},
-	},
-	{
-		name:    "Create",
-		prepare: initialized,
-		run: func(ctx context.Context, _ *Store, q store.Queries, m *storetest.Maker) error {
-			_, err := q.Create(ctx, m.Inst(), m.Scope("b", "one", "two"))
-			return err
-		},
-	},
-	{
-		name:    "Update",
-		prepare: withLife,
-		run: func(ctx context.Context, _ *Store, q store.Queries, m *storetest.Maker) error {
-			f, err := q.Key(ctx, key.Ref{Scope: "a", Purpose: "one"})
-			if err != nil {
-				return err
-			}
-			u := m.Add(&f.Data[0], &f.Root)
-			u.Manifest.Head = 3
-			u.States = []store.StateChange{
-				{Number: 3, From: key.Pending, To: key.Active}, {Number: 2, From: key.Active, To: key.Retired},
-			}
-			u.Destroy = []key.Version{1}
-			return q.Update(ctx, u)
-		},
-	},
-	{
-		name:    "Rewrap",
-		prepare: withLife,
-		run: func(ctx context.Context, _ *Store, q store.Queries, m *storetest.Maker) error {
-			f, err := q.Scope(ctx, "a")
-			if err != nil {
-				return err
-			}
-			var rows []store.Rewrap
-			for _, v := range f.Data[0].Versions {
-				rows = append(rows, m.Rewrap(&v, f.Root.Versions[0].ID))
-			}
-			_, err = q.Rewrap(ctx, m.Inst(), append(rows, m.Rewrap(&f.Root.Versions[0], "")))
-			return err
-		},
-	},
-}
-
 func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
-	}
-}
-
-func initialized(t testing.TB, s *Store, m *storetest.Maker) {
-	t.Helper()
-	must(t, s.Migrate(context.Background()))
-	must(t, s.Initialize(context.Background(), m.Installation()))
-	_, err := s.Create(context.Background(), m.Inst(), m.Scope("a", "one"))
-	must(t, err)
-}
-
-// withLife leaves a data key with a disabled, an active and a pending version.
-func withLife(t testing.TB, s *Store, m *storetest.Maker) {
-	t.Helper()
-	initialized(t, s, m)
-	ref := key.Ref{Scope: "a", Purpose: "one"}
-	for _, next := range []func(f store.Family) store.Update{
-		func(f store.Family) store.Update { return m.Add(&f.Data[0], &f.Root) },
-		func(f store.Family) store.Update { return m.Activate(&f.Data[0], 2) },
-		func(f store.Family) store.Update { return m.Step(&f.Data[0], 1, key.Disabled) },
-		func(f store.Family) store.Update { return m.Add(&f.Data[0], &f.Root) },
-	} {
-		f, err := s.Key(context.Background(), ref)
-		must(t, err)
-		must(t, s.Update(context.Background(), next(f)))
 	}
 }
 
@@ -161,7 +75,7 @@ func faulty(t testing.TB, file []byte, f *faults) *Store {
 	return s
 }
 
-func prepared(t testing.TB, prepare func(t testing.TB, s *Store, m *storetest.Maker), m *storetest.Maker) []byte {
+func prepared(t testing.TB, prepare func(t testing.TB, s store.Store, m *storetest.Maker), m *storetest.Maker) []byte {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "keys.db")
 	s, err := Create(path)
@@ -177,13 +91,13 @@ func prepared(t testing.TB, prepare func(t testing.TB, s *Store, m *storetest.Ma
 // with it all that follow. Everything is there afterwards, or nothing, as the error says, and the pool's only
 // connection can be used.
 func TestAnyStatementMayFail(t *testing.T) {
-	for _, op := range operations {
-		t.Run(op.name, func(t *testing.T) {
+	for _, op := range sqltest.Operations {
+		t.Run(op.Name, func(t *testing.T) {
 			t.Parallel()
-			file := prepared(t, op.prepare, storetest.NewMaker(1))
+			file := prepared(t, op.Prepare, storetest.NewMaker(1))
 			clean := faulty(t, file, &faults{})
 			before := dump(t, clean)
-			must(t, op.run(t.Context(), clean, clean, storetest.NewMaker(1)))
+			must(t, op.Run(t.Context(), clean, clean, storetest.NewMaker(1)))
 			done := dump(t, clean)
 			for _, after := range []bool{false, true} {
 				for _, on := range []bool{false, true} {
@@ -191,12 +105,12 @@ func TestAnyStatementMayFail(t *testing.T) {
 						f := &faults{}
 						s := faulty(t, file, f)
 						dump(t, s) // so that the connection is open
-						f.reset(n, after, on)
-						err := op.run(t.Context(), s, s, storetest.NewMaker(1))
-						fired := f.hasFired()
-						f.reset(0, false, false)
-						checkOutcome(t, fmt.Sprintf("statement %d, after it ran %v, and on %v", n, after, on), err, before, done, dump(t, s))
-						again(t, s, op.run)
+						f.Reset(n, after, on)
+						err := op.Run(t.Context(), s, s, storetest.NewMaker(1))
+						fired := f.Fired()
+						f.Reset(0, false, false)
+						sqltest.CheckOutcome(t, err, before, done, dump(t, s))
+						again(t, s, op.Run)
 						if !fired {
 							if n < 5 {
 								t.Errorf("only %d statements", n-1)
@@ -210,28 +124,8 @@ func TestAnyStatementMayFail(t *testing.T) {
 	}
 }
 
-func checkOutcome(t *testing.T, what string, err error, before, done, got []string) {
-	t.Helper()
-	switch {
-	case err == nil:
-		if d := cmp.Diff(done, got); d != "" {
-			t.Errorf("%s: no error, and (-all of it +there):\n%s", what, d)
-		}
-	case errors.Is(err, store.ErrUnavailable):
-		if d := cmp.Diff(before, got); d != "" {
-			t.Errorf("%s: %v, and (-before +there):\n%s", what, err, d)
-		}
-	case errors.Is(err, store.ErrUnknownOutcome):
-		if !cmp.Equal(before, got) && !cmp.Equal(done, got) {
-			t.Errorf("%s: %v, and neither all nor nothing (-before +there):\n%s", what, err, cmp.Diff(before, got))
-		}
-	default:
-		t.Errorf("%s: %v; want one of the contract's errors", what, err)
-	}
-}
-
 // again shows that the store works: the same once more does its work, or is refused because it was done.
-func again(t *testing.T, s *Store, run func(context.Context, *Store, store.Queries, *storetest.Maker) error) {
+func again(t *testing.T, s *Store, run func(context.Context, store.Store, store.Queries, *storetest.Maker) error) {
 	t.Helper()
 	err := run(t.Context(), s, s, storetest.NewMaker(7))
 	if errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrUnknownOutcome) || errors.Is(err, context.Canceled) {
@@ -245,12 +139,12 @@ func again(t *testing.T, s *Store, run func(context.Context, *Store, store.Queri
 // TestAnyStatementInATransactionMayFail does the same inside the application's transaction, which is then committed:
 // what the application did itself stays, and of the call nothing.
 func TestAnyStatementInATransactionMayFail(t *testing.T) {
-	for _, op := range operations[2:] {
-		t.Run(op.name, func(t *testing.T) {
+	for _, op := range sqltest.InTx {
+		t.Run(op.Name, func(t *testing.T) {
 			t.Parallel()
-			file := prepared(t, func(t testing.TB, s *Store, m *storetest.Maker) {
-				op.prepare(t, s, m)
-				mustExec(t, s, "create table own (id integer)")
+			file := prepared(t, func(t testing.TB, s store.Store, m *storetest.Maker) {
+				op.Prepare(t, s, m)
+				mustExec(t, s.(*Store), "create table own (id integer)")
 			}, storetest.NewMaker(1))
 			for _, after := range []bool{false, true} {
 				for n := 1; ; n++ {
@@ -260,10 +154,10 @@ func TestAnyStatementInATransactionMayFail(t *testing.T) {
 					tx := begin(t, s)
 					_, err := tx.Exec("insert into own (id) values (1)")
 					must(t, err)
-					f.reset(n, after, false)
-					err = op.run(t.Context(), s, s.InTx(tx), storetest.NewMaker(1))
-					fired := f.hasFired()
-					f.reset(0, false, false)
+					f.Reset(n, after, false)
+					err = op.Run(t.Context(), s, s.InTx(tx), storetest.NewMaker(1))
+					fired := f.Fired()
+					f.Reset(0, false, false)
 					must(t, tx.Commit())
 					got := dump(t, s)
 					own := slices.Index(got, "own: 1")
@@ -294,7 +188,7 @@ func TestAnyStatementInATransactionMayFail(t *testing.T) {
 }
 
 func TestAPanicLeavesNoTransactionOpen(t *testing.T) {
-	file := prepared(t, initialized, storetest.NewMaker(1))
+	file := prepared(t, sqltest.Initialized, storetest.NewMaker(1))
 	s := faulty(t, file, &faults{})
 	before := dump(t, s)
 	for _, view := range []view{s, &inTx{tables: s.tables, tx: nil}} {

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"keyhold.example/keyhold/key"
+	"keyhold.example/keyhold/store"
+	"keyhold.example/keyhold/store/internal/sqltest"
 	"keyhold.example/keyhold/store/storetest"
 )
 
@@ -27,7 +29,7 @@ func TestIntegrityFindsWhatWasDoneByHand(t *testing.T) {
 		},
 		"a tombstone that is gone": {
 			dropTrigger("tombstone_kept") + "delete from kms_data_key_version where version = 3;" + insert("data_key_version",
-				dataVersionRow.with("data_key_id", "'kdk_a'", "version", "4", "state", "1")) + "delete from kms_tombstone where key_id = 'kdk_a'",
+				dataVersionRow.With("data_key_id", "'kdk_a'", "version", "4", "state", "1")) + "delete from kms_tombstone where key_id = 'kdk_a'",
 			"versions of key kdk_a are not numbered",
 		},
 		"a parent of another scope": {
@@ -57,9 +59,9 @@ func TestIntegrityFindsWhatWasDoneByHand(t *testing.T) {
 
 func TestIntegrityFindsDamagedPages(t *testing.T) {
 	var page, size int
-	file := prepared(t, func(t testing.TB, s *Store, m *storetest.Maker) {
-		initialized(t, s, m)
-		must(t, s.DB().QueryRow("select rootpage, page_size from sqlite_master, pragma_page_size where name = 'kms_root_key'").Scan(&page, &size))
+	file := prepared(t, func(t testing.TB, s store.Store, m *storetest.Maker) {
+		sqltest.Initialized(t, s, m)
+		must(t, s.(*Store).DB().QueryRow("select rootpage, page_size from sqlite_master, pragma_page_size where name = 'kms_root_key'").Scan(&page, &size))
 	}, storetest.NewMaker(1))
 	path := filepath.Join(t.TempDir(), "keys.db")
 	for i := (page - 1) * size; i < page*size; i += 64 {
@@ -75,7 +77,7 @@ func TestIntegrityFindsDamagedPages(t *testing.T) {
 func BenchmarkKey(b *testing.B) {
 	m := storetest.NewMaker(1)
 	s := open(b, Config{}, filepath.Join(b.TempDir(), "keys.db"))
-	withLife(b, s, m)
+	sqltest.WithLife(b, s, m)
 	ref := key.Ref{Scope: "a", Purpose: "one"}
 	b.ReportAllocs()
 	for b.Loop() {

@@ -17,8 +17,8 @@ func orReplace(text string) string {
 // replaceBreaking is a row that would take the place of another, for everything that tells a table's rows apart: each
 // unique key, and the rowid.
 func replaceBreaking() []breaking {
-	pendingRoot := rootVersionRow.with("root_key_id", "'krk_a'", "version", "4", "state", "1")
-	pendingData := dataVersionRow.with("data_key_id", "'kdk_a'", "version", "4", "state", "1")
+	pendingRoot := rootVersionRow.With("root_key_id", "'krk_a'", "version", "4", "state", "1")
+	pendingData := dataVersionRow.With("data_key_id", "'kdk_a'", "version", "4", "state", "1")
 	otherSlot := "insert into {prefix}_root_slot (private_id, number, wrapper_type, wrapper_key_id, ik_kid, state, blob) " +
 		"values ('kr_b', 7, 'local', '', zeroblob(16), 3, x'01');"
 	moved := func(table string) string { return "update {prefix}_" + table + " set rowid = rowid + 1" }
@@ -26,30 +26,30 @@ func replaceBreaking() []breaking {
 		{"schema_version_no_replace", "insert into {prefix}_schema_version (only_row, version) values (1, 2)", ""},
 		{"schema_version_no_replace", "insert into {prefix}_schema_version (rowid, version) values (1, 2)", ""},
 
-		{"root_slot_no_replace", insert("root_slot", slotRow.with("private_id", "'kr_a'")), ""},
-		{"root_slot_no_replace", insert("root_slot", slotRow.with("number", "1")), ""},
-		{"root_slot_no_replace", insert("root_slot", slotRow.with("state", "2")), ""},
-		{"root_slot_no_replace", insert("root_slot", slotRow.with("rowid", "1")), ""},
+		{"root_slot_no_replace", insert("root_slot", slotRow.With("private_id", "'kr_a'")), ""},
+		{"root_slot_no_replace", insert("root_slot", slotRow.With("number", "1")), ""},
+		{"root_slot_no_replace", insert("root_slot", slotRow.With("state", "2")), ""},
+		{"root_slot_no_replace", insert("root_slot", slotRow.With("rowid", "1")), ""},
 		{"root_slot_no_replace_update", otherSlot + "update {prefix}_root_slot set state = 2 where private_id = 'kr_b'", ""},
 		{"root_slot_no_replace_update", otherSlot + moved("root_slot") + " where private_id = 'kr_a'", ""},
 
-		{"installation_no_replace", insert("installation", installationRow.with("inst", "randomblob(16)")), ""},
+		{"installation_no_replace", insert("installation", installationRow.With("inst", "randomblob(16)")), ""},
 
-		{"tombstone_no_replace", insert("tombstone", tombstoneRow.with("private_id", "'krkv_y'")), ""},
-		{"tombstone_no_replace", insert("tombstone", tombstoneRow.with("private_id", "''")), ""},
-		{"tombstone_no_replace", insert("tombstone", tombstoneRow.with("version", "2")), ""},
-		{"tombstone_no_replace", insert("tombstone", tombstoneRow.with("version", "2", "private_id", "'krkv_y'", "rowid", "1")), ""},
+		{"tombstone_no_replace", insert("tombstone", tombstoneRow.With("private_id", "'krkv_y'")), ""},
+		{"tombstone_no_replace", insert("tombstone", tombstoneRow.With("private_id", "''")), ""},
+		{"tombstone_no_replace", insert("tombstone", tombstoneRow.With("version", "2")), ""},
+		{"tombstone_no_replace", insert("tombstone", tombstoneRow.With("version", "2", "private_id", "'krkv_y'", "rowid", "1")), ""},
 		{"tombstone_immutable", moved("tombstone"), ""},
 
-		{"root_key_no_replace", insert("root_key", rootKeyRow.with("private_id", "'krk_a'")), ""},
-		{"root_key_no_replace", insert("root_key", rootKeyRow.with("scope_id", "'a'")), ""},
-		{"root_key_no_replace", insert("root_key", rootKeyRow.with("rowid", "1")), ""},
+		{"root_key_no_replace", insert("root_key", rootKeyRow.With("private_id", "'krk_a'")), ""},
+		{"root_key_no_replace", insert("root_key", rootKeyRow.With("scope_id", "'a'")), ""},
+		{"root_key_no_replace", insert("root_key", rootKeyRow.With("rowid", "1")), ""},
 		{"root_key_no_replace_update", "update {prefix}_root_key set scope_id = 'b' where scope_id = 'a'", ""},
 		{"root_key_no_replace_update", moved("root_key") + " where scope_id = 'a'", ""},
 
-		{"data_key_no_replace", insert("data_key", dataKeyRow.with("private_id", "'kdk_a'")), ""},
-		{"data_key_no_replace", insert("data_key", dataKeyRow.with("purpose", "'a'")), ""},
-		{"data_key_no_replace", insert("data_key", dataKeyRow.with("rowid", "1")), ""},
+		{"data_key_no_replace", insert("data_key", dataKeyRow.With("private_id", "'kdk_a'")), ""},
+		{"data_key_no_replace", insert("data_key", dataKeyRow.With("purpose", "'a'")), ""},
+		{"data_key_no_replace", insert("data_key", dataKeyRow.With("rowid", "1")), ""},
 		{"data_key_no_replace_update", moved("data_key"), ""},
 	}
 	for _, c := range []struct {
@@ -64,10 +64,10 @@ func replaceBreaking() []breaking {
 			return "update {prefix}_" + c.key + " set seq = 6, head_version = " + n + " where private_id = " + c.key1 + ";"
 		}
 		list = append(list,
-			breaking{c.version + "_no_replace", insert(c.version, c.pending.with("private_id", c.id1)), ""},
-			breaking{c.version + "_no_replace", dropTrigger(c.version+"_dense") + insert(c.version, c.pending.with("version", "3")), ""},
-			breaking{c.version + "_no_replace", headTo("4") + insert(c.version, c.pending.with("state", "2")), ""},
-			breaking{c.version + "_no_replace", insert(c.version, c.pending.with("rowid", "1")), ""},
+			breaking{c.version + "_no_replace", insert(c.version, c.pending.With("private_id", c.id1)), ""},
+			breaking{c.version + "_no_replace", dropTrigger(c.version+"_dense") + insert(c.version, c.pending.With("version", "3")), ""},
+			breaking{c.version + "_no_replace", headTo("4") + insert(c.version, c.pending.With("state", "2")), ""},
+			breaking{c.version + "_no_replace", insert(c.version, c.pending.With("rowid", "1")), ""},
 			breaking{
 				c.version + "_no_replace_update",
 				headTo("3") + "update {prefix}_" + c.version + " set state = 2 where version = 3 and " + c.key + "_id = " + c.key1, "",

@@ -16,6 +16,7 @@ import (
 	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/migrate"
 	"keyhold.example/keyhold/store"
+	"keyhold.example/keyhold/store/internal/sqltest"
 	"keyhold.example/keyhold/store/storetest"
 )
 
@@ -100,7 +101,7 @@ func TestForeignKeysAreOnForEachConnection(t *testing.T) {
 func TestWritesAreRefusedWhereForeignKeysAreOff(t *testing.T) {
 	m := storetest.NewMaker(1)
 	path := filepath.Join(t.TempDir(), "keys.db")
-	initialized(t, open(t, Config{}, path), m)
+	sqltest.Initialized(t, open(t, Config{}, path), m)
 	db, err := sql.Open("sqlite", path)
 	must(t, err)
 	defer db.Close()
@@ -125,13 +126,13 @@ func TestATransactionNeedsNoSecondConnection(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	m := storetest.NewMaker(1)
-	s := faulty(t, prepared(t, withLife, m), &faults{})
-	for _, op := range operations[2:] {
+	s := faulty(t, prepared(t, sqltest.WithLife, m), &faults{})
+	for _, op := range sqltest.InTx {
 		tx, err := s.DB().BeginTx(ctx, nil)
 		must(t, err)
 		in := s.InTx(tx)
-		if err := op.run(ctx, s, in, m); err != nil {
-			t.Errorf("%s: %v", op.name, err)
+		if err := op.Run(ctx, s, in, m); err != nil {
+			t.Errorf("%s: %v", op.Name, err)
 		}
 		_, err = in.Installation(ctx)
 		must(t, err)
@@ -251,7 +252,7 @@ func TestScopesAreInTheOrderOfTheirType(t *testing.T) {
 func TestAReadOnlyDatabaseIsRead(t *testing.T) {
 	m := storetest.NewMaker(1)
 	path := filepath.Join(t.TempDir(), "keys.db")
-	initialized(t, open(t, Config{}, path), m)
+	sqltest.Initialized(t, open(t, Config{}, path), m)
 	dsn, err := dataSource(path)
 	must(t, err)
 	db, err := sql.Open("sqlite", strings.Replace(dsn, "mode=rw", "mode=ro", 1))
@@ -271,7 +272,7 @@ func TestALockedDatabaseIsUnavailable(t *testing.T) {
 	m := storetest.NewMaker(1)
 	path := filepath.Join(t.TempDir(), "keys.db")
 	s := open(t, Config{}, path)
-	initialized(t, s, m)
+	sqltest.Initialized(t, s, m)
 	tx := begin(t, s)
 	db, err := sql.Open("sqlite", path+"?_pragma=foreign_keys(1)&_pragma=busy_timeout(1)")
 	must(t, err)
@@ -290,7 +291,7 @@ func TestALockedDatabaseIsUnavailable(t *testing.T) {
 func TestWaitingForALockEndsWithTheContext(t *testing.T) {
 	m := storetest.NewMaker(1)
 	s := open(t, Config{}, filepath.Join(t.TempDir(), "keys.db"))
-	initialized(t, s, m)
+	sqltest.Initialized(t, s, m)
 	tx := begin(t, s)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
@@ -365,12 +366,12 @@ func TestTwoInstallationsLiveSideBySide(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "keys.db")
 	one, two := open(t, Config{}, path), open(t, Config{Prefix: "kms_root"}, path)
 	m1, m2 := storetest.NewMaker(1), storetest.NewMaker(2)
-	initialized(t, one, m1)
+	sqltest.Initialized(t, one, m1)
 	var schema *store.SchemaError
 	if err := two.CheckSchema(t.Context()); !errors.As(err, &schema) || schema.Have != 0 || schema.Prefix != "kms_root" {
 		t.Errorf("CheckSchema of the second: %v; want no tables", err)
 	}
-	initialized(t, two, m2)
+	sqltest.Initialized(t, two, m2)
 	mustExec(t, one, "delete from {prefix}_root_key")
 	if _, err := two.Key(t.Context(), key.Ref{Scope: "a", Purpose: "one"}); err != nil {
 		t.Errorf("Key of the second after the first one's keys are deleted: %v", err)

@@ -224,6 +224,22 @@ var contextTests = []test{
 			}
 		})
 	})},
+	{"an ended context says why, in the words of whoever ended it", initialized(func(e *env) {
+		reason := errors.New("the operator pulled the plug")
+		cancelled, cancel := context.WithCancelCause(e.ctx)
+		cancel(reason)
+		late, stop := context.WithTimeoutCause(e.ctx, -1, reason)
+		defer stop()
+		for ctx, want := range map[context.Context]error{cancelled: context.Canceled, late: context.DeadlineExceeded} {
+			_, readErr := e.s.Key(ctx, key.Ref{Scope: e.scope(1)})
+			_, writeErr := e.s.Create(ctx, e.m.Inst(), e.m.Scope(e.scope(2)))
+			for what, err := range map[string]error{"Key": readErr, "Create": writeErr} {
+				if !errors.Is(err, want) || !errors.Is(err, reason) {
+					e.Errorf("%s: %v; want %v and %v", what, err, want, reason)
+				}
+			}
+		}
+	})},
 	{"a call cancelled on the way is done or not, never by half", initialized(func(e *env) {
 		// The cancellation lands wherever it lands: what may be seen afterwards is what counts.
 		for i := range 40 {

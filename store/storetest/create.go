@@ -170,7 +170,7 @@ var createTests = []test{
 		names := []string{
 			"a", "A", "á", "a\u0301", "a ", " a", "a%", "a_", "%", "_", "*", "?", "'", "''", `"`, `\`, `\\`, "';DROP TABLE kms_root_key;--",
 			"042", "42", "42.0", "1e3", "NULL", "x'00'", "$1", "?1", ":a", "@a", "😀", "\u200b", "\uFFFD", "ß", "ss", "İ", "i", "ı", "K", "\u212a",
-			"{prefix}", "{scope_type}",
+			"{prefix}", "{scope_type}", "{}", "{a,b}", ",", "a,b",
 		}
 		families := map[string]store.Family{}
 		for _, name := range names {

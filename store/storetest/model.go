@@ -167,8 +167,8 @@ func (m *model) update() {
 	case "step":
 		u = m.env.m.Step(&k, v.Number, m.state())
 	case "destroy":
-		if m.tx && ref.IsRoot() {
-			// Whether something is wrapped under it may be found out only when the transaction is committed.
+		// Whether something is wrapped under a root key's may be found out only when the transaction is committed.
+		if m.tx && (ref.IsRoot() || m.env.h.NoDestroyInTx) {
 			return
 		}
 		u = m.env.m.Destroy(&k, v.Number)

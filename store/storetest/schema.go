@@ -11,7 +11,7 @@ import (
 )
 
 var schemaTests = []test{
-	{"an empty database has no tables", func(e *env) {
+	{"an empty database has no tables", empty(func(e *env) {
 		e.wantNoTables()
 		if _, err := e.s.Installation(e.ctx); err == nil || errors.Is(err, store.ErrNotFound) {
 			e.Errorf("Installation without tables: %v; want an error that is not %v", err, store.ErrNotFound)
@@ -20,8 +20,8 @@ var schemaTests = []test{
 		if n, err := e.s.Create(e.ctx, e.m.Inst(), keys); err == nil {
 			e.Errorf("Create without tables: %d keys, no error", n)
 		}
-	}},
-	{"migrating makes the tables and nothing in them", func(e *env) {
+	})},
+	{"migrating makes the tables and nothing in them", empty(func(e *env) {
 		e.migrate()
 		if err := e.s.CheckSchema(e.ctx); err != nil {
 			e.Errorf("CheckSchema: %v", err)
@@ -32,7 +32,7 @@ var schemaTests = []test{
 		if err != nil || len(scopes) != 0 {
 			e.Errorf("Scopes: %q, %v; want none", scopes, err)
 		}
-	}},
+	})},
 	{"migrating again changes nothing", initialized(func(e *env) {
 		e.create(e.m.Scope(e.scope(1), "sessions")...)
 		e.unchanged(func() {
@@ -41,21 +41,21 @@ var schemaTests = []test{
 			}
 		})
 	})},
-	{"any number may migrate at once", func(e *env) {
+	{"any number may migrate at once", empty(func(e *env) {
 		for i, err := range e.race(8, func(_ int, s store.Store) error { return s.Migrate(e.ctx) }) {
 			if err != nil {
 				e.Errorf("Migrate, caller %d: %v", i, err)
 			}
 		}
 		e.initialize()
-	}},
-	{"a cancelled migration makes no tables", func(e *env) {
+	})},
+	{"a cancelled migration makes no tables", empty(func(e *env) {
 		ctx, cancel := context.WithCancel(e.ctx)
 		cancel()
 		e.wantClass("Migrate", e.s.Migrate(ctx), context.Canceled)
 		e.wantNoTables()
 		e.migrate()
-	}},
+	})},
 	{"a closed store refuses", func(e *env) {
 		if e.h.Reopen == nil {
 			e.Skip("without a second handle nothing could look at the database afterwards")

@@ -22,12 +22,20 @@ type Harness struct {
 	// Open returns a store on a fresh, empty database without tables.
 	Open func(t testing.TB) store.Store
 
+	// OpenMigrated returns a store on a fresh database with the tables that Migrate makes, such as a copy of a database
+	// that has them, where that is faster. Optional: nil is Open, and then Migrate.
+	OpenMigrated func(t testing.TB) store.Store
+
 	// Reopen returns a further handle on the database of s, any number of them at once. Optional: nil uses s itself.
 	Reopen func(t testing.TB, s store.Store) store.Store
 
 	// Begin begins a transaction of an application's on the database of s, and sees to it that it is rolled back when
 	// the test is over, if it is still open. Optional.
 	Begin func(t testing.TB, s store.Store) (tx store.Tx, commit, rollback func() error)
+
+	// NoDestroyInTx says that the transactions of Begin are not allowed to destroy versions, as those of a database user
+	// without the right to are not.
+	NoDestroyInTx bool
 
 	// DeleteScope deletes the row of the scope's root key, as the application's delete of a tenant does by cascade.
 	// Optional.
@@ -64,6 +72,7 @@ func Run(t *testing.T, h Harness) {
 		{"installation", installationTests},
 		{"create", createTests},
 		{"read", readTests},
+		{"epochs", epochTests},
 		{"update", updateTests},
 		{"rewrap", rewrapTests},
 		{"concurrency", concurrencyTests},
@@ -96,7 +105,7 @@ func Check(t testing.TB, s store.Store) {
 	}
 }
 
-// env is one test with a database of its own.
+// env is one test with a database of its own, from empty, migrate or initialize on.
 type env struct {
 	*testing.T
 
@@ -108,7 +117,15 @@ type env struct {
 
 func newEnv(t *testing.T, h Harness) *env {
 	t.Helper()
-	return &env{T: t, h: h, ctx: t.Context(), s: h.Open(t), m: NewMaker(1)}
+	return &env{T: t, h: h, ctx: t.Context(), m: NewMaker(1)}
+}
+
+// empty makes a test that begins with a database without tables.
+func empty(run func(e *env)) func(e *env) {
+	return func(e *env) {
+		e.s = e.h.Open(e.T)
+		run(e)
+	}
 }
 
 // initialize gives the database its tables and installation.
@@ -121,10 +138,18 @@ func (e *env) initialize() *env {
 	return e
 }
 
+// migrate gives the database its tables. Where the test did not begin with an empty one, they may be there already.
 func (e *env) migrate() {
 	e.Helper()
-	if err := e.s.Migrate(e.ctx); err != nil {
-		e.Fatalf("Migrate: %v", err)
+	if e.s == nil && e.h.OpenMigrated != nil {
+		e.s = e.h.OpenMigrated(e.T)
+	} else {
+		if e.s == nil {
+			e.s = e.h.Open(e.T)
+		}
+		if err := e.s.Migrate(e.ctx); err != nil {
+			e.Fatalf("Migrate: %v", err)
+		}
 	}
 	e.Cleanup(func() { Check(e.T, e.s) })
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -44,8 +45,10 @@ func TestFamily(t *testing.T) {
 		Now: 7,
 		Root: store.Key{
 			ID: "krk_a", Kind: key.KEK, Scope: "scope", RotateAt: 5,
-			Manifest:   store.Manifest{Seq: 1, Head: 2, RotateEvery: 3, MaxMessages: 4, IKKID: []byte("ik"), MAC: []byte("mac")},
-			Versions:   []store.Version{{ID: "krkv_a2", Number: 2, State: 2, Alg: 1, Created: 6, IKKID: []byte("ik"), Commit: []byte("commit"), Blob: []byte("blob")}},
+			Manifest: store.Manifest{Seq: 1, Head: 2, RotateEvery: 3, MaxMessages: 4, IKKID: []byte("ik"), MAC: []byte("mac")},
+			Versions: []store.Version{{
+				ID: "krkv_a2", Number: 2, State: 2, Alg: 1, Created: 6, IKKID: []byte("ik"), Commit: []byte("commit"), Blob: []byte("blob"),
+			}},
 			Tombstones: []store.Tombstone{{ID: "krkv_a1", Number: 1, Alg: 1, Destroyed: 8, Commit: []byte("commit")}},
 		},
 		Data: []store.Key{
@@ -74,8 +77,8 @@ func TestNoRootKeyIsNotFoundWithTheTime(t *testing.T) {
 
 // Cut to their fields' sizes, these numbers would be sensible ones.
 func TestNumbersOutOfRangeAreNotReadAsOthers(t *testing.T) {
-	for i, columns := range map[int][]string{1: {"A", "B", "C", "D"}, 2: {"A", "B", "C"}, 3: {"A", "C"}, 4: {"A", "B", "C", "D"}, 6: {"A", "B", "C"}, 8: {"A", "C"}} {
-		for _, column := range columns {
+	for i, columns := range map[int]string{1: "ABCD", 2: "ABC", 3: "AC", 4: "ABCD", 6: "ABC", 8: "AC"} {
+		for column := range strings.SplitSeq(columns, "") {
 			for _, change := range []int64{256, -256, 1 << 32, math.MinInt64} {
 				list := some()
 				r := &list[i]

@@ -1,4 +1,4 @@
-package sqlitestore
+package sqltest
 
 import (
 	"bufio"
@@ -10,7 +10,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -20,26 +19,27 @@ import (
 	"keyhold.example/keyhold/store/storetest"
 )
 
-// childEnv makes the test binary a process that works on a database: what it does, its number, the file.
-const childEnv = "SQLITESTORE_TEST_CHILD"
-
-func TestMain(m *testing.M) {
-	if child := os.Getenv(childEnv); child != "" {
-		if err := runChild(strings.SplitN(child, " ", 3)); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		return
-	}
-	os.Exit(m.Run())
-}
+// childEnv makes the test binary a process that works on a database: what it does, its number, the address.
+const childEnv = "KEYHOLD_SQLTEST_CHILD"
 
 const transactionsOfAChild = 40
 
-var shared = key.Ref{Scope: "a", Purpose: "one"}
+// Child does what this process was started for by TestProcesses, and ends it. Otherwise it does nothing. TestMain
+// begins with it.
+func (db Database) Child() {
+	child := os.Getenv(childEnv)
+	if child == "" {
+		return
+	}
+	if err := db.runChild(strings.SplitN(child, " ", 3)); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
 
-func runChild(args []string) error {
-	ctx := context.Background()
+func (db Database) runChild(args []string) error {
+	ctx := context.Background() //nolint:forbidigo // the process is the work, and ends with it
 	number, err := strconv.ParseUint(args[1], 10, 64)
 	if err != nil {
 		return err
@@ -48,7 +48,7 @@ func runChild(args []string) error {
 	if _, err := io.ReadAll(os.Stdin); err != nil {
 		return err
 	}
-	s, err := Create(args[2])
+	s, err := db.Connect(ctx, args[2])
 	if err != nil {
 		return err
 	}
@@ -74,13 +74,13 @@ func runChild(args []string) error {
 		if err := rotateShared(ctx, s, m, inst); err != nil {
 			return err
 		}
-		fmt.Println(scope)
+		fmt.Fprintln(os.Stdout, scope)
 	}
 	return nil
 }
 
 // rotateShared adds a version to the key that all processes share, makes it the head, and destroys the one before.
-func rotateShared(ctx context.Context, s *Store, m *storetest.Maker, inst [16]byte) error {
+func rotateShared(ctx context.Context, s store.Store, m *storetest.Maker, inst [16]byte) error {
 	for {
 		f, err := s.Key(ctx, shared)
 		if err != nil {
@@ -113,10 +113,12 @@ type child struct {
 	stderr *bytes.Buffer
 }
 
-func startChild(t *testing.T, do string, number int, path string) *child {
+func startChild(t *testing.T, do string, number int, address string) *child {
 	t.Helper()
-	c := &child{Cmd: exec.CommandContext(t.Context(), os.Args[0]), stderr: &bytes.Buffer{}}
-	c.Env = append(os.Environ(), fmt.Sprintf("%s=%s %d %s", childEnv, do, number, path))
+	self, err := os.Executable()
+	must(t, err)
+	c := &child{Cmd: exec.CommandContext(t.Context(), self), stderr: &bytes.Buffer{}} //nolint:gosec // this program
+	c.Env = append(os.Environ(), fmt.Sprintf("%s=%s %d %s", childEnv, do, number, address))
 	stdin, err := c.StdinPipe()
 	must(t, err)
 	stdout, err := c.StdoutPipe()
@@ -138,11 +140,11 @@ func (c *child) finish(t *testing.T) (scopes []key.Scope) {
 	return scopes
 }
 
-func startChildren(t *testing.T, n int, do, path string) []*child {
+func startChildren(t *testing.T, n int, do, address string) []*child {
 	t.Helper()
 	var children []*child
 	for i := range n {
-		children = append(children, startChild(t, do, i+1, path))
+		children = append(children, startChild(t, do, i+1, address))
 	}
 	for _, c := range children {
 		must(t, c.stdin.Close())
@@ -150,25 +152,37 @@ func startChildren(t *testing.T, n int, do, path string) []*child {
 	return children
 }
 
-func TestProcessesThatMigrateANewFileAtOnceAllSucceed(t *testing.T) {
-	for range 3 {
-		path := filepath.Join(t.TempDir(), "keys.db")
-		for _, c := range startChildren(t, 8, "migrate", path) {
-			c.finish(t)
+// TestProcesses has several processes work on one database. The test binary's TestMain has to begin with
+// [Database.Child].
+func (db Database) TestProcesses(t *testing.T) {
+	t.Parallel()
+	t.Run("that migrate an empty database at once all succeed", func(t *testing.T) {
+		t.Parallel()
+		for range 3 {
+			address := db.Fresh(t)
+			for _, c := range startChildren(t, 8, "migrate", address) {
+				c.finish(t)
+			}
+			must(t, db.Open(t, defaults, address).CheckSchema(t.Context()))
 		}
-		s, err := Open(path)
-		must(t, err)
-		must(t, s.CheckSchema(t.Context()))
-		must(t, s.Close())
-	}
+	})
+	t.Run("that work at once lose nothing", func(t *testing.T) {
+		t.Parallel()
+		db.workAtOnce(t)
+	})
+	t.Run("that are killed leave whole transactions", func(t *testing.T) {
+		t.Parallel()
+		db.kill(t)
+	})
 }
 
-func TestProcessesOnOneFileLoseNothing(t *testing.T) {
+func (db Database) workAtOnce(t *testing.T) {
+	t.Helper()
 	const n = 8
-	path := filepath.Join(t.TempDir(), "keys.db")
-	s := open(t, Config{}, path)
-	initialized(t, s, storetest.NewMaker(100))
-	for i, c := range startChildren(t, n, "work", path) {
+	address := db.Fresh(t)
+	s := db.Open(t, defaults, address)
+	Initialized(t, s, storetest.NewMaker(100))
+	for i, c := range startChildren(t, n, "work", address) {
 		if got := len(c.finish(t)); got != transactionsOfAChild {
 			t.Errorf("process %d did %d transactions; want %d", i, got, transactionsOfAChild)
 		}
@@ -184,15 +198,17 @@ func TestProcessesOnOneFileLoseNothing(t *testing.T) {
 	storetest.Check(t, s)
 }
 
-func TestAKilledProcessLeavesWholeTransactions(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "keys.db")
-	first := migrated(t, Config{}, path)
-	initialized(t, first, storetest.NewMaker(100))
+func (db Database) kill(t *testing.T) {
+	t.Helper()
+	const rounds = 20
+	address := db.Fresh(t)
+	first := db.Open(t, defaults, address)
+	Initialized(t, first, storetest.NewMaker(100))
 	var committed []key.Scope
-	for round := range 20 {
-		c := startChild(t, "crash", round+1, path)
+	for round := range rounds {
+		c := startChild(t, "crash", round+1, address)
 		must(t, c.stdin.Close())
-		for range rand.IntN(30) {
+		for range rand.IntN(30) { //nolint:gosec // any moment will do
 			if !c.stdout.Scan() {
 				break
 			}
@@ -205,7 +221,7 @@ func TestAKilledProcessLeavesWholeTransactions(t *testing.T) {
 		if err := c.Wait(); err == nil || c.stderr.Len() > 0 {
 			t.Errorf("round %d: %v: %s; want a killed process that had nothing to say", round, err, c.stderr)
 		}
-		s, err := Open(path)
+		s, err := db.Connect(t.Context(), address)
 		must(t, err)
 		if found, err := s.Integrity(t.Context()); err != nil || len(found) > 0 {
 			t.Errorf("round %d: Integrity: %q, %v", round, found, err)
@@ -218,7 +234,7 @@ func TestAKilledProcessLeavesWholeTransactions(t *testing.T) {
 			t.Errorf("scope %s was committed: %d data keys, %v", scope, len(f.Data), err)
 		}
 	}
-	if len(committed) < 20 {
+	if len(committed) < rounds {
 		t.Errorf("only %d transactions were committed", len(committed))
 	}
 }

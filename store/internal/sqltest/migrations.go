@@ -1,8 +1,7 @@
-package pgstore
+package sqltest
 
 import (
 	"bytes"
-	"database/sql"
 	"errors"
 	"io/fs"
 	"regexp"
@@ -11,19 +10,37 @@ import (
 	"testing/fstest"
 
 	gomigrate "github.com/golang-migrate/migrate/v4"
-	migratepgx "github.com/golang-migrate/migrate/v4/database/pgx/v5"
 	"github.com/golang-migrate/migrate/v4/source/iofs"
 	"github.com/google/go-cmp/cmp"
 
-	"keyhold.example/keyhold/keyholdtest"
 	"keyhold.example/keyhold/migrate"
 	"keyhold.example/keyhold/store"
 	"keyhold.example/keyhold/store/storetest"
 )
 
-func TestNamesFit(t *testing.T) {
+var defaults migrate.Options
+
+// TestMigrations is about the migration files and who runs them.
+func (db Database) TestMigrations(t *testing.T) {
+	t.Parallel()
+	for name, run := range map[string]func(*testing.T){
+		"names fit PostgreSQL":                            db.namesFit,
+		"other people's tables are refused":               db.otherPeoplesTables,
+		"one that cannot be done leaves nothing":          db.inTheWay,
+		"the configured scope type has to be the tables'": db.scopeType,
+		"status says what is applied":                     db.status,
+		"an application runs them among its own":          db.amongTheApplications,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			run(t)
+		})
+	}
+}
+
+func (db Database) namesFit(t *testing.T) {
 	longest := strings.Repeat("p", migrate.MaxPrefixLen)
-	fsys, err := Migrations(migrate.Options{Prefix: longest, ScopeTable: "t", ScopeColumn: "c"})
+	fsys, err := db.Migrations(migrate.Options{Prefix: longest, ScopeTable: "t", ScopeColumn: "c"})
 	must(t, err)
 	files, err := migrate.List(fsys)
 	must(t, err)
@@ -46,7 +63,7 @@ func TestNamesFit(t *testing.T) {
 	}
 }
 
-func TestOtherPeoplesTablesAreRefused(t *testing.T) {
+func (db Database) otherPeoplesTables(t *testing.T) {
 	for name, c := range map[string]struct {
 		sql  string
 		want store.SchemaError
@@ -77,10 +94,10 @@ func TestOtherPeoplesTablesAreRefused(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := byOpen(t, Config{}, keyholdtest.Postgres(t))
-			mustExec(t, s, c.sql)
-			before := dump(t, s)
-			_, statusErr := s.MigrationStatus(t.Context())
+			s := db.Open(t, defaults, db.Fresh(t))
+			db.Exec(t, s, c.sql)
+			before := db.Dump(t, s)
+			_, statusErr := db.Status(t.Context(), s)
 			for what, err := range map[string]error{
 				"CheckSchema": s.CheckSchema(t.Context()), "Migrate": s.Migrate(t.Context()), "MigrationStatus": statusErr,
 			} {
@@ -89,31 +106,31 @@ func TestOtherPeoplesTablesAreRefused(t *testing.T) {
 					t.Errorf("%s: %v; want %v", what, err, &c.want)
 				}
 			}
-			if d := cmp.Diff(before, dump(t, s)); d != "" {
+			if d := cmp.Diff(before, db.Dump(t, s)); d != "" {
 				t.Errorf("(-before +after):\n%s", d)
 			}
 		})
 	}
 }
 
-func TestAMigrationThatCannotBeDoneLeavesNothing(t *testing.T) {
-	s := byOpen(t, Config{}, keyholdtest.Postgres(t))
-	mustExec(t, s, "create view kms_data_key as select 1 as id")
-	before := dump(t, s)
+func (db Database) inTheWay(t *testing.T) {
+	s := db.Open(t, defaults, db.Fresh(t))
+	db.Exec(t, s, "create view kms_data_key as select 1 as id")
+	before := db.Dump(t, s)
 	if err := s.Migrate(t.Context()); err == nil || !strings.Contains(err.Error(), "kms_data_key") {
-		t.Errorf("Migrate: %v; want an error that names the table in the way", err)
+		t.Errorf("Migrate: %v; want an error that names what is in the way", err)
 	}
-	if d := cmp.Diff(before, dump(t, s)); d != "" {
+	if d := cmp.Diff(before, db.Dump(t, s)); d != "" {
 		t.Errorf("(-before +after):\n%s", d)
 	}
-	mustExec(t, s, "drop view kms_data_key")
+	db.Exec(t, s, "drop view kms_data_key")
 	must(t, s.Migrate(t.Context()))
 }
 
-func TestTheConfiguredScopeTypeHasToBeTheTables(t *testing.T) {
-	dsn := keyholdtest.Postgres(t)
-	must(t, byOpen(t, Config{ScopeType: migrate.BigInt}, dsn).Migrate(t.Context()))
-	s := byOpen(t, Config{}, dsn)
+func (db Database) scopeType(t *testing.T) {
+	address := db.Fresh(t)
+	must(t, db.Open(t, migrate.Options{ScopeType: migrate.BigInt}, address).Migrate(t.Context()))
+	s := db.Open(t, defaults, address)
 	for what, err := range map[string]error{"CheckSchema": s.CheckSchema(t.Context()), "Migrate": s.Migrate(t.Context())} {
 		if err == nil || !strings.Contains(err.Error(), "bigint") {
 			t.Errorf("%s: %v; want an error that names the type", what, err)
@@ -121,10 +138,10 @@ func TestTheConfiguredScopeTypeHasToBeTheTables(t *testing.T) {
 	}
 }
 
-func TestMigrationStatusSaysWhatIsApplied(t *testing.T) {
-	s := byOpen(t, Config{}, keyholdtest.Postgres(t))
+func (db Database) status(t *testing.T) {
+	s := db.Open(t, defaults, db.Fresh(t))
 	for _, applied := range []bool{false, true} {
-		list, err := s.MigrationStatus(t.Context())
+		list, err := db.Status(t.Context(), s)
 		must(t, err)
 		want := []Migration{
 			{1, "installation", applied}, {2, "root_keys", applied}, {3, "data_keys", applied}, {4, "schema_version_1", applied},
@@ -136,16 +153,17 @@ func TestMigrationStatusSaysWhatIsApplied(t *testing.T) {
 	}
 }
 
-// TestAnApplicationRunsTheMigrationsAmongItsOwn folds the files in after its own first one, renumbered and renamed,
-// and runs all with golang-migrate's own driver.
-func TestAnApplicationRunsTheMigrationsAmongItsOwn(t *testing.T) {
-	ours, err := Migrations(migrate.Options{First: 2, Name: "keys_", ScopeTable: "tenant", ScopeColumn: "id"})
+// amongTheApplications folds the files in after the application's first one, under another prefix, renumbered and
+// renamed, and runs all with golang-migrate's own driver.
+func (db Database) amongTheApplications(t *testing.T) {
+	o := migrate.Options{Prefix: "app_keys", First: 2, Name: "keys_", ScopeTable: "tenant", ScopeColumn: "id"}
+	ours, err := db.Migrations(o)
 	must(t, err)
 	all := fstest.MapFS{
 		"0001_tenants.up.sql": {Data: []byte("create table tenant (id text primary key);")},
 		"0006_secrets.up.sql": {Data: []byte(`create table secret (
 			tenant text references tenant (id) on delete cascade,
-			key_id text references kms_data_key_version (private_id) on delete no action deferrable initially deferred);`)},
+			key_id text references app_keys_data_key_version (private_id) on delete no action deferrable initially deferred);`)},
 	}
 	must(t, fs.WalkDir(ours, ".", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
@@ -158,37 +176,43 @@ func TestAnApplicationRunsTheMigrationsAmongItsOwn(t *testing.T) {
 	if len(all) != 6 || all["0002_keys_installation.up.sql"] == nil || all["0005_keys_schema_version_1.up.sql"] == nil {
 		t.Fatalf("the files are %v", all)
 	}
-	dsn := keyholdtest.Postgres(t)
-	db, err := sql.Open("pgx", dsn)
-	must(t, err)
-	driver, err := migratepgx.WithInstance(db, &migratepgx.Config{})
-	must(t, err)
+	address := db.Fresh(t)
+	name, driver := db.Driver(t, address)
 	files, err := iofs.New(all, ".")
 	must(t, err)
-	app, err := gomigrate.NewWithInstance("iofs", files, "pgx", driver)
+	app, err := gomigrate.NewWithInstance("iofs", files, name, driver)
 	must(t, err)
 	must(t, app.Up())
-	sourceErr, driverErr := app.Close()
-	must(t, errors.Join(sourceErr, driverErr))
+	if version, dirty, err := app.Version(); version != 6 || dirty || err != nil {
+		t.Errorf("the application's own bookkeeping: %d, dirty %v, %v; want 6", version, dirty, err)
+	}
+	must(t, errors.Join(app.Close()))
 
-	s := byOpen(t, Config{ScopeTable: "tenant", ScopeColumn: "id"}, dsn)
+	s := db.Open(t, o, address)
 	must(t, s.CheckSchema(t.Context()))
-	before := dump(t, s)
+	before := db.Dump(t, s)
 	must(t, s.Migrate(t.Context()))
-	if d := cmp.Diff(before, dump(t, s)); d != "" {
+	if d := cmp.Diff(before, db.Dump(t, s)); d != "" {
 		t.Errorf("Migrate after the application's own (-before +after):\n%s", d)
 	}
-	list, err := s.MigrationStatus(t.Context())
+	list, err := db.Status(t.Context(), s)
 	if err != nil || len(list) != 4 || !list[0].Applied || !list[3].Applied {
 		t.Errorf("MigrationStatus: %v, %v; want all applied", list, err)
 	}
+
 	m := storetest.NewMaker(1)
 	must(t, s.Initialize(t.Context(), m.Installation()))
-	mustExec(t, s, "insert into tenant values ('a')")
+	if _, err := s.Create(t.Context(), m.Inst(), m.Scope("a", "one")); !errors.Is(err, store.ErrForeignKey) {
+		t.Errorf("Create of a scope that no tenant has: %v; want %v", err, store.ErrForeignKey)
+	}
+	db.Exec(t, s, "insert into tenant values ('a')")
 	keys := m.Scope("a", "one")
 	_, err = s.Create(t.Context(), m.Inst(), keys)
 	must(t, err)
-	mustExec(t, s, "insert into secret values ('a', $1)", string(keys[1].Versions[0].ID))
-	mustExec(t, s, "delete from tenant")
+	db.Exec(t, s, "insert into secret values ('a', '"+string(keys[1].Versions[0].ID)+"')")
+	db.Exec(t, s, "delete from tenant")
+	if _, err := s.Scope(t.Context(), "a"); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("after the tenant is deleted: %v; want %v", err, store.ErrNotFound)
+	}
 	storetest.Check(t, s)
 }

@@ -1,0 +1,149 @@
+package sqltest
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"keyhold.example/keyhold/key"
+	"keyhold.example/keyhold/store"
+	"keyhold.example/keyhold/store/storetest"
+)
+
+// Operation is a write of a store's.
+type Operation struct {
+	Name    string
+	Prepare func(t testing.TB, s store.Store, m *storetest.Maker) // what it begins with
+	Run     func(ctx context.Context, s store.Store, q store.Queries, m *storetest.Maker) error
+}
+
+// Operations are all writes: those of the store itself, and then InTx.
+var Operations = append([]Operation{
+	{
+		Name:    "Migrate",
+		Prepare: func(testing.TB, store.Store, *storetest.Maker) {},
+		Run: func(ctx context.Context, s store.Store, _ store.Queries, _ *storetest.Maker) error {
+			return s.Migrate(ctx)
+		},
+	},
+	{
+		Name: "Initialize",
+		Prepare: func(t testing.TB, s store.Store, _ *storetest.Maker) {
+			t.Helper()
+			must(t, s.Migrate(context.WithoutCancel(t.Context())))
+		},
+		Run: func(ctx context.Context, s store.Store, _ store.Queries, m *storetest.Maker) error {
+			return s.Initialize(ctx, m.Installation())
+		},
+	},
+}, InTx...)
+
+// InTx are the writes that there are inside the application's transaction, too.
+var InTx = []Operation{
+	{
+		Name:    "Create",
+		Prepare: Initialized,
+		Run: func(ctx context.Context, _ store.Store, q store.Queries, m *storetest.Maker) error {
+			_, err := q.Create(ctx, m.Inst(), m.Scope("b", "one", "two"))
+			return err
+		},
+	},
+	{
+		Name:    "Update",
+		Prepare: WithLife,
+		Run: func(ctx context.Context, _ store.Store, q store.Queries, m *storetest.Maker) error {
+			f, err := q.Key(ctx, shared)
+			if err != nil {
+				return err
+			}
+			u := m.Add(&f.Data[0], &f.Root)
+			u.Manifest.Head = 3
+			u.States = []store.StateChange{
+				{Number: 3, From: key.Pending, To: key.Active}, {Number: 2, From: key.Active, To: key.Retired},
+			}
+			u.Destroy = []key.Version{1}
+			return q.Update(ctx, u)
+		},
+	},
+	{
+		Name:    "Rewrap",
+		Prepare: WithLife,
+		Run: func(ctx context.Context, _ store.Store, q store.Queries, m *storetest.Maker) error {
+			f, err := q.Scope(ctx, shared.Scope)
+			if err != nil {
+				return err
+			}
+			var rows []store.Rewrap
+			for _, v := range f.Data[0].Versions {
+				rows = append(rows, m.Rewrap(&v, f.Root.Versions[0].ID))
+			}
+			_, err = q.Rewrap(ctx, m.Inst(), append(rows, m.Rewrap(&f.Root.Versions[0], "")))
+			return err
+		},
+	},
+}
+
+// Faults decides which of the steps that a database takes fails: a statement, or a message. The zero value lets
+// everything pass. It is safe for concurrent use.
+type Faults struct {
+	mu    sync.Mutex
+	count int
+	at    int
+	after bool
+	on    bool
+	fired bool
+}
+
+// Reset counts anew. The step at, from 1, is the one that fails, 0 for none: after it was done, or before, and with it
+// all that follow or not.
+func (f *Faults) Reset(at int, after, on bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.count, f.at, f.after, f.on, f.fired = 0, at, after, on, false
+}
+
+// Fired says whether there was such a step since the last reset.
+func (f *Faults) Fired() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.fired
+}
+
+// Next says whether the step that comes now fails before it is done, or after.
+func (f *Faults) Next() (before, after bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.count++
+	if f.at == 0 || f.count < f.at || f.count > f.at && !f.on {
+		return false, false
+	}
+	f.fired = true
+	if f.count > f.at {
+		return true, false
+	}
+	return !f.after, f.after
+}
+
+// CheckOutcome fails the test unless all of an operation is there, or nothing, as its error says.
+func CheckOutcome(t *testing.T, err error, before, done, there []string) {
+	t.Helper()
+	switch {
+	case err == nil:
+		if d := cmp.Diff(done, there); d != "" {
+			t.Errorf("no error, and (-all of it +there):\n%s", d)
+		}
+	case errors.Is(err, store.ErrUnavailable):
+		if d := cmp.Diff(before, there); d != "" {
+			t.Errorf("%v, and (-before +there):\n%s", err, d)
+		}
+	case errors.Is(err, store.ErrUnknownOutcome):
+		if !cmp.Equal(before, there) && !cmp.Equal(done, there) {
+			t.Errorf("%v, and neither all nor nothing (-before +there):\n%s", err, cmp.Diff(before, there))
+		}
+	default:
+		t.Errorf("%v; want one of the contract's errors", err)
+	}
+}
