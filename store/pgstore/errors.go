@@ -84,6 +84,7 @@ var states = map[string]class{
 	"":      classLost,
 	"08":    classLost, // connection exception
 	"25006": classReadOnly,
+	"23001": classForeignKey, // restrict, from PostgreSQL 18 on
 	"23503": classForeignKey,
 	"40001": classSerialization,
 	"40P01": classSerialization, // deadlock detected
