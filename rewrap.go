@@ -21,7 +21,16 @@ const rewrapBatch = 100
 // each, says which. It takes one round trip for each hundred versions, and two more; [Config.Timeout] limits each of
 // them, and ctx all of it.
 func (m *Manager) Rewrap(ctx context.Context, scope key.Scope) (int, error) {
-	r := m.committed()
+	return m.committed().rewrap(ctx, scope)
+}
+
+// RewrapTx is [Manager.Rewrap] inside the application's transaction. After [ErrUnavailable] and [ErrUnknownOutcome] that
+// has to be rolled back.
+func (m *Manager) RewrapTx(ctx context.Context, tx store.Tx, scope key.Scope) (int, error) {
+	return m.inside(tx).rewrap(ctx, scope)
+}
+
+func (r reader) rewrap(ctx context.Context, scope key.Scope) (int, error) {
 	total := 0
 	for {
 		fam, err := r.scopeToRewrap(ctx, scope)

@@ -23,7 +23,14 @@ import (
 // pending; the next rotation ends what was begun. It takes four round trips where nobody interferes. Errors:
 // [ErrNotFound], [ErrRolledBack], [*IntegrityError], [ErrUnavailable].
 func (m *Manager) Rotate(ctx context.Context, ref key.Ref) (key.Version, error) {
-	return m.rotate(ctx, ref, 0)
+	return m.rotate(ctx, m.committed, ref, 0)
+}
+
+// RotateTx is [Manager.Rotate] inside the application's transaction: the new version is there, and the head, when that is
+// committed. Until then, only calls inside that transaction seal with it; afterwards every other process does 5 s later,
+// as after any rotation. After [ErrUnavailable] and [ErrUnknownOutcome] it has to be rolled back.
+func (m *Manager) RotateTx(ctx context.Context, tx store.Tx, ref key.Ref) (key.Version, error) {
+	return m.rotate(ctx, func() reader { return m.inside(tx) }, ref, 0)
 }
 
 // RotateIf rotates as [Manager.Rotate] does, but only if head is still the head of ref's key. It returns the number of
@@ -33,17 +40,17 @@ func (m *Manager) RotateIf(ctx context.Context, ref key.Ref, head key.Version) (
 	if head == 0 || head > key.MaxVersion {
 		return 0, key.Invalid("version", fmt.Sprint(head), "it has to be the number of a head")
 	}
-	return m.rotate(ctx, ref, head)
+	return m.rotate(ctx, m.committed, ref, head)
 }
 
-func (m *Manager) rotate(ctx context.Context, ref key.Ref, onlyAfter key.Version) (key.Version, error) {
+func (m *Manager) rotate(ctx context.Context, read func() reader, ref key.Ref, onlyAfter key.Version) (key.Version, error) {
 	ctx, end, err := m.begin(ctx)
 	if err != nil {
 		return 0, err
 	}
 	defer end()
 
-	r := m.committed()
+	r := read()
 	var next *seal.Key // the version that this call adds, once it is made
 	defer func() {
 		if next != nil {
@@ -190,9 +197,8 @@ func (r reader) update(ctx context.Context, k, changed *store.Key, u store.Updat
 	}
 	u.Inst, u.Kind, u.KeyID, u.From = r.inst(), k.Kind, k.ID, k.Seq
 	u.Manifest, u.RotateAt = changed.Manifest, changed.RotateAt
-	if !r.tx {
-		defer r.m.epochs.changed()
-	}
+	// Inside a transaction it is only what the next call asks: when that is committed, nobody says.
+	defer r.m.epochs.changed()
 	return r.q.Update(ctx, u)
 }
 

@@ -46,6 +46,27 @@ type Store interface {
 	// untouched.
 	Initialize(ctx context.Context, in Installation) error
 
+	// Families reads the root keys of the given scopes and all their data keys, each as Scope does, in the order given.
+	// Scopes that are not there are left out.
+	Families(ctx context.Context, scopes []key.Scope) ([]Family, error)
+
+	// Lacking lists at most limit scopes that have no data key for the purpose, in the order of Scopes, from the first
+	// after the given one.
+	Lacking(ctx context.Context, p key.Purpose, after key.Scope, limit int) ([]key.Scope, error)
+
+	// Purposes lists the purposes that AddPurposes has stored, by name.
+	Purposes(ctx context.Context) ([]Purpose, error)
+
+	// AddPurposes stores purposes. One that is there stays as it is.
+	AddPurposes(ctx context.Context, purposes []Purpose) error
+
+	// Register stores that a column has ids of data key versions in it. If it is stored already, nothing is done.
+	// [ErrNotFound] if there is no such column.
+	Register(ctx context.Context, c Column) error
+
+	// Unregister takes back what Register stored, whether the column is still there or not. [ErrNotFound] if nothing was.
+	Unregister(ctx context.Context, c Column) error
+
 	// Integrity asks the database itself what is wrong with the tables: broken references, damaged pages, rows that
 	// no constraint could refuse. One sentence for each; none if all is well. It reads everything.
 	Integrity(ctx context.Context) ([]string, error)
@@ -92,9 +113,16 @@ type Queries interface {
 	Create(ctx context.Context, inst [16]byte, keys []Key) (int, error)
 
 	// Update changes one key, all or nothing. [ErrConflict] if the key's sequence number is not u.From, if the key
-	// is not there, or if u.Inst is not the installation; [ErrForeignKey] if something refers to a version that was
-	// to be destroyed.
+	// is not there, or if u.Inst is not the installation; [ErrForeignKey] if anything that References names has the id
+	// of a version that was to be destroyed, whatever a foreign key would do on delete. A row that is inserted meanwhile
+	// is seen, or refused by its foreign key.
 	Update(ctx context.Context, u Update) error
+
+	// References lists the columns that have ids of versions in them, by schema, table and name, and counts the rows
+	// with the given one: of a data key's version the columns that reference its table, in whatever schema, and those
+	// that were registered; of a root key's version the columns that reference its table, the store's own among them.
+	// An empty id stands for those of all data key versions. It is an error if a registered column is gone.
+	References(ctx context.Context, id key.ID) ([]Reference, error)
 
 	// Rewrap replaces wrapped keys by others of the same keys, each only where the stored one is still the old one,
 	// and says how many it replaced. It leaves out versions that are not there, and does nothing unless inst is the
@@ -111,6 +139,32 @@ type Installation struct {
 	MAC        []byte // 32 bytes: the slots' manifest
 	Created    int64  // set by the store
 	Slots      []Slot // in the order in which they were made, which the slots' MAC depends on
+}
+
+// Purpose is a purpose of the installation's, and what its keys are for.
+type Purpose struct {
+	Purpose key.Purpose
+	Alg     key.Alg
+	Created int64 // set by the store
+}
+
+// Column is a column of a table in the database. An empty schema is, on PostgreSQL, that in which the connection finds
+// the table; SQLite has no other.
+type Column struct{ Schema, Table, Column string }
+
+func (c Column) String() string {
+	s := c.Table + "." + c.Column
+	if c.Schema != "" {
+		s = c.Schema + "." + s
+	}
+	return s
+}
+
+// Reference is a column that has ids of versions in it.
+type Reference struct {
+	Column
+	ForeignKey bool // whether the database knows; otherwise it was registered
+	Rows       int64
 }
 
 // Buckets is how many epochs the keys of an installation share.

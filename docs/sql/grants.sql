@@ -5,11 +5,14 @@
 
 grant select on
     kms_schema_version, kms_installation, kms_root_slot, kms_root_key, kms_root_key_version, kms_data_key,
-    kms_data_key_version, kms_tombstone, kms_epoch
+    kms_data_key_version, kms_tombstone, kms_epoch, kms_purpose, kms_reference
 to kms_application;
 
 -- New keys and versions. Nobody fills in what the database counts.
 grant insert on kms_root_key, kms_root_key_version, kms_data_key, kms_data_key_version to kms_application;
+
+-- Reconciling stores the installation's purposes.
+grant insert (purpose, alg) on kms_purpose to kms_application;
 
 -- Triggers write that something changed, and the tombstones of what was deleted. They have the rights of whoever sets
 -- them off, also where that was the delete of a tenant that cascaded to its keys. (A tombstone of a version that is
@@ -34,8 +37,10 @@ grant insert on kms_installation, kms_root_slot to kms_operator;
 grant update (ik_kid, seq, active_slot, mac) on kms_installation to kms_operator;
 grant update (state, blob, removed) on kms_root_slot to kms_operator;
 
--- Destroying versions.
+-- Destroying versions, and saying what may have their ids. To count the rows that do, an operator also needs the right to
+-- read the application's tables.
 grant delete on kms_root_key_version, kms_data_key_version to kms_operator;
+grant insert, delete on kms_reference to kms_operator;
 
 -- Destroying and renaming scopes. Where the application's delete or update of its own tenant cascades to them,
 -- PostgreSQL does it as the owner of the tables, and the application needs neither of these rights.

@@ -43,8 +43,8 @@ type prefixState struct {
 // Messages returns k as a key of messages. If k is not a data key of algorithm [key.Message] the error is a
 // [*key.InvalidError]. It derives a key, so it is worth keeping.
 func (k *Key) Messages() (*MessageKey, error) {
-	if k.id.Kind != key.DEK || k.id.Alg != key.Message {
-		return nil, key.Invalid("algorithm", k.id.Alg.String(), "only data keys for messages seal messages")
+	if k.id.Kind == key.IK || k.id.Alg != key.Message {
+		return nil, key.Invalid("algorithm", k.id.Alg.String(), "only keys for messages seal messages")
 	}
 	messageKey := expand(k.material.Reveal(), envelope.Tuple("kh1/msg-key", envelope.U8(uint8(k.id.Alg))))
 	defer clear(messageKey)

@@ -102,6 +102,36 @@ func (s *Store) Epochs(ctx context.Context) (store.Epochs, error) {
 	return do(s.queries, "Epochs", reads, func() (store.Epochs, error) { return s.s.Epochs(ctx) })
 }
 
+// Families passes on to the store below.
+func (s *Store) Families(ctx context.Context, scopes []key.Scope) ([]store.Family, error) {
+	return do(s.queries, "Families", reads, func() ([]store.Family, error) { return s.s.Families(ctx, scopes) })
+}
+
+// Lacking passes on to the store below.
+func (s *Store) Lacking(ctx context.Context, p key.Purpose, after key.Scope, limit int) ([]key.Scope, error) {
+	return do(s.queries, "Lacking", reads, func() ([]key.Scope, error) { return s.s.Lacking(ctx, p, after, limit) })
+}
+
+// Purposes passes on to the store below.
+func (s *Store) Purposes(ctx context.Context) ([]store.Purpose, error) {
+	return do(s.queries, "Purposes", reads, func() ([]store.Purpose, error) { return s.s.Purposes(ctx) })
+}
+
+// AddPurposes passes on to the store below.
+func (s *Store) AddPurposes(ctx context.Context, purposes []store.Purpose) error {
+	return s.doErr("AddPurposes", writes, func() error { return s.s.AddPurposes(ctx, purposes) })
+}
+
+// Register passes on to the store below.
+func (s *Store) Register(ctx context.Context, c store.Column) error {
+	return s.doErr("Register", writes, func() error { return s.s.Register(ctx, c) })
+}
+
+// Unregister passes on to the store below.
+func (s *Store) Unregister(ctx context.Context, c store.Column) error {
+	return s.doErr("Unregister", writes, func() error { return s.s.Unregister(ctx, c) })
+}
+
 // CheckSchema passes on to the store below.
 func (s *Store) CheckSchema(ctx context.Context) error {
 	return s.doErr("CheckSchema", reads, func() error { return s.s.CheckSchema(ctx) })
@@ -214,6 +244,10 @@ func (q queries) Scope(ctx context.Context, scope key.Scope) (store.Family, erro
 
 func (q queries) Scopes(ctx context.Context, after key.Scope, limit int) ([]key.Scope, error) {
 	return do(q, "Scopes", reads, func() ([]key.Scope, error) { return q.q.Scopes(ctx, after, limit) })
+}
+
+func (q queries) References(ctx context.Context, id key.ID) ([]store.Reference, error) {
+	return do(q, "References", reads, func() ([]store.Reference, error) { return q.q.References(ctx, id) })
 }
 
 func (q queries) Create(ctx context.Context, inst [16]byte, keys []store.Key) (int, error) {

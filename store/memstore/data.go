@@ -41,7 +41,7 @@ func (s *Store) Edit(f func(*Data)) {
 	next := newState()
 	next.schema, next.foreign, next.graves = data.Schema, data.Foreign, cloneTombstones(data.Graves)
 	next.tenants, next.referred = d.tenants, d.referred
-	next.epochs = d.epochs
+	next.epochs, next.purposes, next.columns = d.epochs, d.purposes, d.columns
 	if data.Installation != nil {
 		in := cloneInstallation(data.Installation)
 		next.inst = &in

@@ -84,17 +84,19 @@ func (q queries) family(ctx context.Context, find func(*state) (root key.ID, dat
 	if err != nil {
 		return store.Family{}, err
 	}
-	f := store.Family{Now: q.view.now()}
 	id, data := find(d)
-	root, ok := d.keys[id]
-	if !ok {
-		return f, store.ErrNotFound
+	if d.keys[id] == nil {
+		return store.Family{Now: q.view.now()}, store.ErrNotFound
 	}
-	f.Root = cloneKey(root)
+	return d.family(q.view.now(), id, data), nil
+}
+
+func (d *state) family(now int64, root key.ID, data []key.ID) store.Family {
+	f := store.Family{Now: now, Root: cloneKey(d.keys[root])}
 	for _, id := range data {
 		f.Data = append(f.Data, cloneKey(d.keys[id]))
 	}
-	return f, nil
+	return f
 }
 
 func (q queries) Scopes(ctx context.Context, after key.Scope, limit int) ([]key.Scope, error) {

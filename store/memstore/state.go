@@ -27,6 +27,8 @@ type state struct {
 	epochs   [store.Buckets]uint64
 	tenants  map[key.Scope]bool
 	referred map[key.ID]bool
+	purposes map[key.Purpose]store.Purpose
+	columns  map[store.Column]bool // that were registered
 }
 
 func newState() *state {
@@ -36,6 +38,8 @@ func newState() *state {
 		data:     map[key.ID][]key.ID{},
 		versions: map[key.ID]key.ID{},
 		referred: map[key.ID]bool{},
+		purposes: map[key.Purpose]store.Purpose{},
+		columns:  map[store.Column]bool{},
 	}
 }
 
@@ -48,6 +52,7 @@ func (d *state) clone() *state {
 	c.graves = slices.Clip(d.graves)
 	c.tenants = maps.Clone(d.tenants)
 	c.referred = maps.Clone(d.referred)
+	c.purposes, c.columns = maps.Clone(d.purposes), maps.Clone(d.columns)
 	return &c
 }
 

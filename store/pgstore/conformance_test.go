@@ -149,6 +149,7 @@ func (w way) harness(t *testing.T) storetest.Harness {
 			owner := ownerOf(s)
 			mustExec(t, owner, "create table secret (key_id text references {schema}{prefix}_data_key_version (private_id))")
 			mustExec(t, owner, "insert into secret (key_id) values ($1)", string(id))
+			mustExec(t, owner, "grant select on secret to public")
 		},
 		ScopeName: map[migrate.ScopeType]func(int) key.Scope{
 			migrate.UUID:   func(n int) key.Scope { return key.Scope(fmt.Sprintf("0192f3a4-5b6c-7d8e-9fa0-%012x", n)) },

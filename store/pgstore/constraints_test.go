@@ -114,6 +114,16 @@ func installationBreaking() []breaking {
 			{"tombstone_dense", insert("tombstone", tombstoneRow.With("version", "3", "private_id", "'krkv_y'"))},
 			{"tombstone_dense", insert("tombstone", tombstoneRow.With("key_id", "'kdk_a'", "version", "5", "private_id", "'krkv_y'"))},
 
+			{"purpose_pkey", "insert into {prefix}_purpose (purpose, alg) values ('p', 1), ('p', 1)"},
+			{"purpose_purpose", "insert into {prefix}_purpose (purpose, alg) values ('', 1)"},
+			{"purpose_alg", "insert into {prefix}_purpose (purpose, alg) values ('p', 0)"},
+			{"purpose_alg", "insert into {prefix}_purpose (purpose, alg) values ('p', 4)"},
+			{"purpose_created", "insert into {prefix}_purpose (purpose, alg, created) values ('p', 1, 0)"},
+			{"reference_pkey", "insert into {prefix}_reference values ('s', 't', 'c'), ('s', 't', 'c')"},
+			{"reference_names", "insert into {prefix}_reference values ('', 't', 'c')"},
+			{"reference_names", "insert into {prefix}_reference values ('s', '', 'c')"},
+			{"reference_names", "insert into {prefix}_reference values ('s', 't', '')"},
+
 			{"epoch_pkey", "insert into {prefix}_epoch (id, bucket, n) values (1, 1, 1), (1, 1, 1)"},
 			{"epoch_bucket", "insert into {prefix}_epoch (bucket, n) values (32, 1)"},
 			{"epoch_bucket", "insert into {prefix}_epoch (bucket, n) values (-1, 1)"},

@@ -81,7 +81,7 @@ order by conname`)
 
 // ownTables are those with rules.
 var ownTables = []string{
-	"schema_version", "root_slot", "installation", "tombstone", "epoch", "root_key", "root_key_version", "data_key", "data_key_version",
+	"schema_version", "root_slot", "installation", "tombstone", "epoch", "purpose", "reference", "root_key", "root_key_version", "data_key", "data_key_version",
 }
 
 func (t *tables) ownTables() []string {

@@ -202,13 +202,21 @@ where scope_id > $2::text::{scope_type} order by {schema}{prefix}_root_key.scope
 
 // Scopes implements [store.Queries]. A limit of 0 or less lists none.
 func (q queries) Scopes(ctx context.Context, after key.Scope, limit int) ([]key.Scope, error) {
-	query, args := firstScopesQuery, []any{int64(max(0, limit))}
+	scopes, err := q.scopes(ctx, firstScopesQuery, nextScopesQuery, after, limit)
+	return scopes, q.tables.explain(ctx, "list scopes", err)
+}
+
+// scopes lists a page of scopes: with the first query if it is the first, or with the next one, which gets the scope
+// before it as its last argument.
+func (q queries) scopes(ctx context.Context, first, next query, after key.Scope, limit int, args ...any) ([]key.Scope, error) {
+	args = append([]any{int64(max(0, limit))}, args...)
+	query := first
 	if after != "" {
 		arg, err := q.tables.scopeArg(after)
 		if err != nil {
-			return nil, fmt.Errorf("list scopes: %w", err)
+			return nil, err
 		}
-		query, args = nextScopesQuery, append(args, arg)
+		query, args = next, append(args, arg)
 	}
 	var scopes []key.Scope
 	err := q.each(ctx, query, args, func() { scopes = nil }, func(scan func(...any) error) error {
@@ -220,7 +228,7 @@ func (q queries) Scopes(ctx context.Context, after key.Scope, limit int) ([]key.
 		return nil
 	})
 	if err != nil {
-		return nil, q.tables.explain(ctx, "list scopes", err)
+		return nil, err
 	}
 	return scopes, nil
 }

@@ -134,6 +134,14 @@ func (s *divided) Initialize(ctx context.Context, in store.Installation) error {
 	return s.operator.Initialize(ctx, in)
 }
 
+func (s *divided) Register(ctx context.Context, c store.Column) error {
+	return s.operator.Register(ctx, c)
+}
+
+func (s *divided) Unregister(ctx context.Context, c store.Column) error {
+	return s.operator.Unregister(ctx, c)
+}
+
 func (s *divided) Update(ctx context.Context, u store.Update) error {
 	if len(u.Destroy) > 0 {
 		return s.operator.Update(ctx, u)
@@ -188,6 +196,7 @@ func TestRolesAreDeniedWhatIsNotTheirs(t *testing.T) {
 		"update kms_data_key set purpose = 'x'", "update kms_data_key set root_key_id = root_key_id", "delete from kms_data_key",
 		"update kms_root_key_version set commitment = commitment", "update kms_data_key_version set version = 7",
 		"update kms_data_key_version set data_key_id = data_key_id", "update kms_epoch set n = 1", "delete from kms_epoch",
+		"update kms_purpose set alg = 2", "delete from kms_purpose", "update kms_reference set table_name = 'x'",
 		"insert into kms_epoch (id, bucket, n) overriding system value values (1, 1, 1)",
 		"create role more", "copy kms_root_key to program 'cat'",
 		"create table secret (key_id text references kms_data_key_version (private_id))",
@@ -199,6 +208,7 @@ func TestRolesAreDeniedWhatIsNotTheirs(t *testing.T) {
 			"insert into kms_root_slot select * from kms_root_slot", "update kms_root_slot set state = 3", "update kms_root_slot set blob = blob",
 			"delete from kms_root_key", "update kms_root_key set scope_id = 'b'",
 			"delete from kms_root_key_version", "delete from kms_data_key_version",
+			"insert into kms_reference values ('s', 't', 'c')", "delete from kms_reference",
 			"insert into kms_tombstone select * from kms_tombstone", "set role " + r.prefix + "operator", "set role " + r.prefix + "migration",
 		}, everybody...),
 		"operator": append([]string{"set role " + r.prefix + "migration"}, everybody...),

@@ -44,14 +44,15 @@ delete from {schema}{prefix}_root_key_version where root_key_id = $1::text and v
 	destroyDataKeyVersions = define(`
 delete from {schema}{prefix}_data_key_version where data_key_id = $1::text and version = any ($2::bigint[]) returning 1`)
 
-	// The foreign key says this only at the end of the transaction, which may be the application's. Of a version in
-	// another state there is another reason, which the trigger says.
-	parentsAmong = define(`
-select p.version
-from {schema}{prefix}_root_key_version p
-where p.root_key_id = $1::text and p.version = any ($2::bigint[]) and p.state in (1, 4)
-    and exists (select 1 from {schema}{prefix}_data_key_version v where v.root_key_version_id = p.private_id)
-order by p.version`)
+	// Of a version in another state there is another reason why it is not destroyed, which the trigger says.
+	lockRootKeyVersions = define(`
+select private_id from {schema}{prefix}_root_key_version
+where root_key_id = $1::text and version = any ($2::bigint[]) and state in (1, 4)
+order by version for update`)
+	lockDataKeyVersions = define(`
+select private_id from {schema}{prefix}_data_key_version
+where data_key_id = $1::text and version = any ($2::bigint[]) and state in (1, 4)
+order by version for update`)
 
 	// The foreign key of the head says this only at the end of the transaction, too.
 	rootHeadIsActive = define(`
@@ -68,16 +69,17 @@ where k.private_id = $1::text and v.state = 2`)
 )
 
 // statements are those that exist for both kinds of keys.
-type statements struct{ update, changeStates, destroy, headIsActive, rewrap query }
+type statements struct{ update, changeStates, lock, destroy, headIsActive, rewrap query }
 
 func of(kind key.Kind) statements {
 	if kind == key.KEK {
-		return statements{updateRootKey, changeRootKeyVersions, destroyRootKeyVersions, rootHeadIsActive, rewrapRootKeyVersions}
+		return statements{updateRootKey, changeRootKeyVersions, lockRootKeyVersions, destroyRootKeyVersions, rootHeadIsActive, rewrapRootKeyVersions}
 	}
-	return statements{updateDataKey, changeDataKeyVersions, destroyDataKeyVersions, dataHeadIsActive, rewrapDataKeyVersions}
+	return statements{updateDataKey, changeDataKeyVersions, lockDataKeyVersions, destroyDataKeyVersions, dataHeadIsActive, rewrapDataKeyVersions}
 }
 
-// Update implements [store.Queries]. It takes one round trip besides the commit.
+// Update implements [store.Queries]. It takes one round trip besides the commit, and two more for each version that is
+// destroyed.
 func (q queries) Update(ctx context.Context, u store.Update) error {
 	err := q.view.write(ctx, func(w *writer) error { return w.update(ctx, &u) })
 	return q.tables.explain(ctx, "update key "+string(u.KeyID), err)
@@ -108,10 +110,49 @@ func (w *writer) update(ctx context.Context, u *store.Update) error {
 		return invalid
 	}
 	batch := []statement{first}
+	if invalid == nil && len(u.Destroy) > 0 {
+		if err := w.notReferred(ctx, id, u, first); err != nil {
+			return err
+		}
+		batch = nil
+	}
 	if invalid == nil {
 		batch = append(batch, w.changes(id, u)...)
 	}
 	return w.run(ctx, batch...)
+}
+
+// notReferred looks, before versions are deleted, whether a row has the id of one. A foreign key may take that row along,
+// or say so only at the end of the transaction, which may be the application's; and where there is none, nobody else says
+// it. The versions' rows are locked first, so that whoever inserts a row with a foreign key to one waits.
+func (w *writer) notReferred(ctx context.Context, id string, u *store.Update, first statement) error {
+	var numbers []int64
+	for _, n := range u.Destroy {
+		numbers = append(numbers, int64(n))
+	}
+	var ids []key.ID
+	lock := w.tables.statement(of(u.Kind).lock, id, numbers)
+	lock.row = func(scan func(...any) error) error {
+		var version key.ID
+		err := scan(&version)
+		ids = append(ids, version)
+		return err
+	}
+	if err := w.run(ctx, first, lock); err != nil {
+		return err
+	}
+	for _, version := range ids {
+		list, err := w.references(ctx, version)
+		if err != nil {
+			return err
+		}
+		for _, r := range list {
+			if r.Rows > 0 {
+				return fmt.Errorf("destroy version %s: %d rows of %v have its id: %w", version, r.Rows, r.Column, store.ErrForeignKey)
+			}
+		}
+	}
+	return nil
 }
 
 // checkUpdate refuses what the tables could not, or not in all cases.
@@ -163,29 +204,18 @@ func (w *writer) changes(id string, u *store.Update) (batch []statement) {
 		}
 	}
 	if len(u.Destroy) > 0 {
-		batch = append(batch, w.destroy(id, u)...)
+		batch = append(batch, w.destroy(id, u))
 	}
 	return append(batch, exactly(1, "the head is not there, or not active", w.tables.statement(of(u.Kind).headIsActive, id)))
 }
 
-func (w *writer) destroy(id string, u *store.Update) (batch []statement) {
+func (w *writer) destroy(id string, u *store.Update) statement {
 	var numbers []int64
 	for _, n := range u.Destroy {
 		numbers = append(numbers, int64(n))
 	}
-	if u.Kind == key.KEK {
-		parents := w.tables.statement(parentsAmong, id, numbers)
-		parents.row = func(scan func(...any) error) error {
-			n := 0
-			if err := scan(&n); err != nil {
-				return err
-			}
-			return fmt.Errorf("destroy version %d: data keys are wrapped under it: %w", n, store.ErrForeignKey)
-		}
-		batch = append(batch, parents)
-	}
-	return append(batch, exactly(len(numbers), "a version that was to be destroyed is not there",
-		w.tables.statement(of(u.Kind).destroy, id, numbers)))
+	return exactly(len(numbers), "a version that was to be destroyed is not there",
+		w.tables.statement(of(u.Kind).destroy, id, numbers))
 }
 
 // exactly makes any other number of rows an error.

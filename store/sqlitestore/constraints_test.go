@@ -133,6 +133,32 @@ func installationBreaking() []breaking {
 			{"tombstone_dense", insert("tombstone", tombstoneRow.With("version", "3", "private_id", "'krkv_y'")), ""},
 			{"tombstone_dense", insert("tombstone", tombstoneRow.With("key_id", "'kdk_a'", "version", "5", "private_id", "'krkv_y'")), ""},
 
+			{
+				"purpose_pkey",
+				"drop trigger {prefix}_purpose_no_replace; insert into {prefix}_purpose (purpose, alg) values ('p', 1), ('p', 1)",
+				unique("{prefix}_purpose.purpose"),
+			},
+			{"purpose_purpose", "insert into {prefix}_purpose (purpose, alg) values ('', 1)", ""},
+			{"purpose_purpose", "insert into {prefix}_purpose (purpose, alg) values (x'70', 1)", ""},
+			{"purpose_alg", "insert into {prefix}_purpose (purpose, alg) values ('p', 0)", ""},
+			{"purpose_alg", "insert into {prefix}_purpose (purpose, alg) values ('p', 4)", ""},
+			{"purpose_alg", "insert into {prefix}_purpose (purpose, alg) values ('p', 'x')", ""},
+			{"purpose_created", "insert into {prefix}_purpose (purpose, alg, created) values ('p', 1, 0)", ""},
+			{
+				"purpose_no_replace",
+				"insert into {prefix}_purpose (purpose, alg) values ('p', 1); insert or replace into {prefix}_purpose (purpose, alg) values ('p', 2)", "",
+			},
+			{
+				"purpose_no_replace_update",
+				"insert into {prefix}_purpose (purpose, alg) values ('p', 1), ('q', 2); update or replace {prefix}_purpose set purpose = 'p' where alg = 2", "",
+			},
+			{
+				"reference_pkey", "insert into {prefix}_reference (table_name, column_name) values ('t', 'c'), ('t', 'c')",
+				unique("{prefix}_reference.table_name, {prefix}_reference.column_name"),
+			},
+			{"reference_names", "insert into {prefix}_reference (table_name, column_name) values ('', 'c')", ""},
+			{"reference_names", "insert into {prefix}_reference (table_name, column_name) values ('t', '')", ""},
+
 			{"epoch_pkey", "insert into {prefix}_epoch (id, bucket, n) values (1, 1, 1), (1, 1, 1)", unique("{prefix}_epoch.id")},
 			{"epoch_bucket", "insert into {prefix}_epoch (bucket, n) values (32, 1)", ""},
 			{"epoch_bucket", "insert into {prefix}_epoch (bucket, n) values (-1, 1)", ""},

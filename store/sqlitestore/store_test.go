@@ -159,7 +159,7 @@ func TestStatementsFitTheTables(t *testing.T) {
 func TestReadsUseIndexes(t *testing.T) {
 	s := migrated(t, Config{}, filepath.Join(t.TempDir(), "keys.db"))
 	for _, q := range []query{
-		rootKeyQuery, dataKeyQuery, scopeQuery, rootOfVersionQuery, dataOfVersionQuery, isParent, updateDataKey, rewrapDataKeyVersion,
+		rootKeyQuery, dataKeyQuery, scopeQuery, rootOfVersionQuery, dataOfVersionQuery, rootVersionID, updateDataKey, rewrapDataKeyVersion,
 		destroyDataKeyVersion, destroyRootKeyVersion, insertRootKey, insertDataKey,
 	} {
 		rows, err := s.DB().Query("explain query plan "+s.tables.text[q], make([]any, parameters(s.tables.text[q]))...)

@@ -17,6 +17,8 @@ type view interface {
 	// write calls f, whose changes stay only if it returns nil. Whatever happens, no transaction or savepoint is left
 	// open.
 	write(ctx context.Context, f func(*writer) error) error
+	// look calls f, which only reads, in several statements.
+	look(ctx context.Context, f func(*writer) error) error
 }
 
 // connection is what a [*sql.Conn] and a [*sql.Tx] have in common.
@@ -93,6 +95,23 @@ func (s *Store) write(ctx context.Context, f func(*writer) error) (err error) {
 	default:
 		return fmt.Errorf("%w: %w", store.ErrUnknownOutcome, err)
 	}
+}
+
+// look holds up nobody: it is no transaction.
+func (s *Store) look(ctx context.Context, f func(*writer) error) error {
+	db, err := s.pool()
+	if err != nil {
+		return err
+	}
+	conn, err := db.Conn(ctx)
+	if err != nil {
+		return err
+	}
+	return errors.Join(run(ctx, s.tables, conn, f), conn.Close())
+}
+
+func (v *inTx) look(ctx context.Context, f func(*writer) error) error {
+	return run(ctx, v.tables, v.tx, f)
 }
 
 // rollback ends the transaction, or makes sure that nobody gets the connection again.
@@ -234,4 +253,27 @@ func (w *writer) is(ctx context.Context, q query, args ...any) (bool, error) {
 	yes := false
 	err = stmt.QueryRowContext(ctx, args...).Scan(&yes)
 	return yes, err
+}
+
+// each asks a question, and calls f for every row of the answer.
+func (w *writer) each(ctx context.Context, q query, f func(*sql.Rows) error, args ...any) (err error) {
+	ctx, err = steady(ctx)
+	if err != nil {
+		return err
+	}
+	stmt, err := w.prepare(ctx, q)
+	if err != nil {
+		return err
+	}
+	found, err := stmt.QueryContext(ctx, args...)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, found.Close()) }()
+	for found.Next() {
+		if err := f(found); err != nil {
+			return err
+		}
+	}
+	return found.Err()
 }

@@ -2,6 +2,7 @@ package sqlitestore
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"slices"
@@ -30,14 +31,11 @@ update {prefix}_data_key_version set state = ?4 where data_key_id = ?1 and versi
 	destroyRootKeyVersion = define(`delete from {prefix}_root_key_version where root_key_id = ? and version = ?`)
 	destroyDataKeyVersion = define(`delete from {prefix}_data_key_version where data_key_id = ? and version = ?`)
 
-	// The foreign key says this only at the end of the transaction, which may be the application's. Of a version in
-	// another state there is another reason, which the trigger says.
-	isParent = define(`
-select exists (
-    select 1
-    from {prefix}_root_key_version p
-    join {prefix}_data_key_version v on v.root_key_version_id = p.private_id
-    where p.root_key_id = ? and p.version = ? and p.state in (1, 4))`)
+	// Of a version in another state there is another reason why it is not destroyed, which the trigger says.
+	rootVersionID = define(`
+select private_id from {prefix}_root_key_version where root_key_id = ? and version = ? and state in (1, 4)`)
+	dataVersionID = define(`
+select private_id from {prefix}_data_key_version where data_key_id = ? and version = ? and state in (1, 4)`)
 )
 
 // Update implements [store.Queries].
@@ -135,20 +133,34 @@ func (w *writer) changeStates(ctx context.Context, u *store.Update) error {
 }
 
 func (w *writer) destroy(ctx context.Context, u *store.Update, v key.Version) error {
-	if u.Kind == key.KEK {
-		parent, err := w.is(ctx, isParent, string(u.KeyID), int64(v))
-		if err != nil {
-			return err
-		}
-		if parent {
-			return fmt.Errorf("data keys are wrapped under it: %w", store.ErrForeignKey)
-		}
+	if err := w.notReferred(ctx, u, v); err != nil {
+		return err
 	}
 	n, err := w.exec(ctx, of(u.Kind).destroy, string(u.KeyID), int64(v))
 	if err == nil && n == 0 {
 		err = errors.New("there is no such version")
 	}
 	return err
+}
+
+// notReferred looks, before a version is deleted, whether a row has its id. A foreign key may take that row along, or say
+// so only at the end of the transaction, which may be the application's; and where there is none, nobody else says it.
+func (w *writer) notReferred(ctx context.Context, u *store.Update, n key.Version) error {
+	var id key.ID
+	err := w.each(ctx, of(u.Kind).idOf, func(r *sql.Rows) error { return r.Scan(&id) }, string(u.KeyID), int64(n))
+	if err != nil || id == "" {
+		return err
+	}
+	list, err := w.references(ctx, id)
+	if err != nil {
+		return err
+	}
+	for _, r := range list {
+		if r.Rows > 0 {
+			return fmt.Errorf("%d rows of %v have its id: %w", r.Rows, r.Column, store.ErrForeignKey)
+		}
+	}
+	return nil
 }
 
 var (

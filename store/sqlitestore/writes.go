@@ -110,6 +110,7 @@ select exists (
 type statements struct {
 	insertVersion, headIsActive          query
 	update, changeState, destroy, rewrap query
+	idOf                                 query
 }
 
 func of(kind key.Kind) statements {
@@ -117,11 +118,13 @@ func of(kind key.Kind) statements {
 		return statements{
 			insertVersion: insertRootKeyVersion, headIsActive: rootHeadIsActive,
 			update: updateRootKey, changeState: changeRootKeyVersion, destroy: destroyRootKeyVersion, rewrap: rewrapRootKeyVersion,
+			idOf: rootVersionID,
 		}
 	}
 	return statements{
 		insertVersion: insertDataKeyVersion, headIsActive: dataHeadIsActive,
 		update: updateDataKey, changeState: changeDataKeyVersion, destroy: destroyDataKeyVersion, rewrap: rewrapDataKeyVersion,
+		idOf: dataVersionID,
 	}
 }
 

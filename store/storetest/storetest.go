@@ -72,6 +72,7 @@ func Run(t *testing.T, h Harness) {
 		{"installation", installationTests},
 		{"create", createTests},
 		{"read", readTests},
+		{"references", referenceTests},
 		{"epochs", epochTests},
 		{"update", updateTests},
 		{"rewrap", rewrapTests},

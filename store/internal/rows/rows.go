@@ -132,3 +132,50 @@ func sortKey(k *store.Key) {
 	slices.SortFunc(k.Versions, func(a, b store.Version) int { return int(a.Number) - int(b.Number) })
 	slices.SortFunc(k.Tombstones, func(a, b store.Tombstone) int { return int(a.Number) - int(b.Number) })
 }
+
+// Families are families of which some rows were read. The zero value is none.
+type Families struct {
+	now   int64
+	roots map[key.ID]*Family // by the ids of root keys and data keys
+}
+
+// Add adds a row. Every row comes after that of its root key, and a version or tombstone after that of its key.
+func (f *Families) Add(r *Row) error {
+	owner := r.Owner
+	switch r.Table {
+	case Now:
+		f.now = r.A
+		return nil
+	case Root:
+		if f.roots == nil {
+			f.roots = map[key.ID]*Family{}
+		}
+		f.roots[r.ID] = &Family{f: store.Family{Now: f.now}}
+		owner = r.ID
+	case Data:
+		f.roots[r.ID] = f.roots[owner]
+	}
+	if family := f.roots[owner]; family != nil {
+		return family.Add(r)
+	}
+	return nil
+}
+
+// Families are those of the scopes that are there, in the order of scopes.
+func (f *Families) Families(scopes []key.Scope) []store.Family {
+	found := map[key.Scope]*Family{}
+	for _, family := range f.roots {
+		found[family.f.Root.Scope] = family
+	}
+	var list []store.Family
+	for _, scope := range scopes {
+		if family := found[scope]; family != nil {
+			delete(found, scope) // a scope may be named twice
+			whole, err := family.Family()
+			if err == nil {
+				list = append(list, whole)
+			}
+		}
+	}
+	return list
+}

@@ -147,6 +147,29 @@ before delete on {schema}{prefix}_tombstone
 for each row
 execute function {schema}{prefix}_refuse('a tombstone is kept for ever');
 
+-- What every scope has a data key for.
+create table {schema}{prefix}_purpose (
+    purpose text collate "C" not null,
+    -- 1 messages, 2 raw bytes, 3 blind indexes.
+    alg smallint not null,
+    created bigint not null default floor(extract(epoch from statement_timestamp()))::bigint,
+
+    constraint {prefix}_purpose_pkey primary key (purpose),
+    constraint {prefix}_purpose_purpose check (octet_length(purpose) between 1 and 255),
+    constraint {prefix}_purpose_alg check (alg between 1 and 3),
+    constraint {prefix}_purpose_created check (created > 0)
+);
+
+-- Columns of the application's that have ids of data key versions in them, without a foreign key that says so.
+create table {schema}{prefix}_reference (
+    table_schema text collate "C" not null,
+    table_name text collate "C" not null,
+    column_name text collate "C" not null,
+
+    constraint {prefix}_reference_pkey primary key (table_schema, table_name, column_name),
+    constraint {prefix}_reference_names check (table_schema <> '' and table_name <> '' and column_name <> '')
+);
+
 -- A change of a key adds a row to one of 32 buckets, so that no two writers wait for one row. A bucket's epoch is the sum
 -- of its rows. The bucket is the first character of a key's id after krk_ or kdk_, as a digit; 0 if it is none.
 create table {schema}{prefix}_epoch (

@@ -198,6 +198,46 @@ begin
     select raise(abort, '{prefix}_tombstone_kept: a tombstone is kept for ever');
 end;
 
+-- What every scope has a data key for.
+create table {prefix}_purpose (
+    purpose text not null,
+    -- 1 messages, 2 raw bytes, 3 blind indexes.
+    alg integer not null,
+    created integer not null default (cast(strftime('%s', 'now') as integer)),
+
+    constraint {prefix}_purpose_pkey primary key (purpose),
+    constraint {prefix}_purpose_purpose check (
+        typeof(purpose) = 'text' and length(cast(purpose as blob)) between 1 and 255),
+    constraint {prefix}_purpose_alg check (typeof(alg) = 'integer' and alg between 1 and 3),
+    constraint {prefix}_purpose_created check (typeof(created) = 'integer' and created > 0)
+);
+
+create trigger {prefix}_purpose_no_replace
+before insert on {prefix}_purpose
+when exists (select 1 from {prefix}_purpose where purpose = new.purpose)
+    or exists (select 1 from {prefix}_purpose where rowid = new.rowid)
+begin
+    select raise(abort, '{prefix}_purpose_no_replace: a row that is there is never replaced');
+end;
+
+create trigger {prefix}_purpose_no_replace_update
+before update on {prefix}_purpose
+when exists (select 1 from {prefix}_purpose where purpose = new.purpose and rowid <> old.rowid)
+    or exists (select 1 from {prefix}_purpose where rowid = new.rowid and rowid <> old.rowid)
+begin
+    select raise(abort, '{prefix}_purpose_no_replace_update: a row that is there is never replaced');
+end;
+
+-- Columns of the application's that have ids of data key versions in them, without a foreign key that says so.
+create table {prefix}_reference (
+    table_name text not null,
+    column_name text not null,
+
+    constraint {prefix}_reference_pkey primary key (table_name, column_name),
+    constraint {prefix}_reference_names check (
+        typeof(table_name) = 'text' and table_name <> '' and typeof(column_name) = 'text' and column_name <> '')
+);
+
 -- A change of a key adds a row to one of 32 buckets, so that no two writers wait for one row. A bucket's epoch is the
 -- sum of its rows. The bucket is the first character of a key's id after krk_ or kdk_, as a digit; 0 if it is none.
 create table {prefix}_epoch (

@@ -1,0 +1,99 @@
+package pgstore
+
+import (
+	"context"
+	"fmt"
+
+	"keyhold.example/keyhold/key"
+	"keyhold.example/keyhold/store"
+	"keyhold.example/keyhold/store/internal/rows"
+)
+
+var (
+	purposesQuery = define(`select purpose, alg::bigint, created from {schema}{prefix}_purpose order by purpose`)
+
+	insertPurposes = define(`
+insert into {schema}{prefix}_purpose (purpose, alg)
+select purpose, alg from unnest($1::text[], $2::bigint[]) as n (purpose, alg)
+order by purpose
+on conflict (purpose) do nothing`)
+
+	firstLackingQuery = define(`
+select r.scope_id::text from {schema}{prefix}_root_key r
+where not exists (select 1 from {schema}{prefix}_data_key d where d.root_key_id = r.private_id and d.purpose = $2::text)
+order by r.scope_id limit $1::bigint`)
+
+	nextLackingQuery = define(`
+select r.scope_id::text from {schema}{prefix}_root_key r
+where r.scope_id > $3::text::{scope_type}
+    and not exists (select 1 from {schema}{prefix}_data_key d where d.root_key_id = r.private_id and d.purpose = $2::text)
+order by r.scope_id limit $1::bigint`)
+
+	familiesQuery = family(`
+r as (select * from {schema}{prefix}_root_key where scope_id = any ($1::text[]::{scope_type}[])),
+d as (select d.* from r join {schema}{prefix}_data_key d on d.root_key_id = r.private_id)`, true)
+)
+
+// Purposes implements [store.Store].
+func (s *Store) Purposes(ctx context.Context) ([]store.Purpose, error) {
+	var list []store.Purpose
+	err := s.each(ctx, purposesQuery, nil, func() { list = nil }, func(scan func(...any) error) error {
+		var p store.Purpose
+		var alg int64
+		if err := scan(&p.Purpose, &alg, &p.Created); err != nil {
+			return err
+		}
+		var n rows.Numbers
+		p.Alg = rows.Fit[key.Alg](&n, alg)
+		list = append(list, p)
+		return n.Check(string(p.Purpose))
+	})
+	if err != nil {
+		return nil, s.tables.explain(ctx, "read the purposes", err)
+	}
+	return list, nil
+}
+
+// AddPurposes implements [store.Store].
+func (s *Store) AddPurposes(ctx context.Context, purposes []store.Purpose) error {
+	var names []string
+	var algs []int64
+	for _, p := range purposes {
+		if err := p.Purpose.Validate(); err != nil {
+			return fmt.Errorf("add purposes: %w", err)
+		}
+		names, algs = append(names, string(p.Purpose)), append(algs, int64(p.Alg))
+	}
+	err := s.write(ctx, func(w *writer) error { return w.last(ctx, w.tables.statement(insertPurposes, names, algs)) })
+	return s.tables.explain(ctx, "add purposes", err)
+}
+
+// Lacking implements [store.Store]. A limit of 0 or less lists none.
+func (s *Store) Lacking(ctx context.Context, p key.Purpose, after key.Scope, limit int) ([]key.Scope, error) {
+	list, err := s.scopes(ctx, firstLackingQuery, nextLackingQuery, after, limit, storable(string(p)))
+	return list, s.tables.explain(ctx, fmt.Sprintf("list scopes without purpose %q", string(p)), err)
+}
+
+// Families implements [store.Store]. It takes one round trip.
+func (s *Store) Families(ctx context.Context, scopes []key.Scope) ([]store.Family, error) {
+	var args []string
+	for _, scope := range scopes {
+		arg, err := s.tables.scopeArg(scope)
+		if err != nil {
+			return nil, fmt.Errorf("read scope %q: %w", string(scope), err)
+		}
+		args = append(args, arg)
+	}
+	var f rows.Families
+	err := s.each(ctx, familiesQuery, []any{args}, func() { f = rows.Families{} }, func(scan func(...any) error) error {
+		var row rows.Row
+		if err := scan(row.Columns()...); err != nil {
+			return &rows.Error{Row: string(row.ID), Problem: err.Error()}
+		}
+		return f.Add(&row)
+	})
+	if err != nil {
+		return nil, s.tables.explain(ctx, "read scopes", err)
+	}
+	return f.Families(scopes), nil
+}

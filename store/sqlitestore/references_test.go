@@ -1,0 +1,113 @@
+package sqlitestore
+
+import (
+	"errors"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"keyhold.example/keyhold/key"
+	"keyhold.example/keyhold/store"
+	"keyhold.example/keyhold/store/storetest"
+)
+
+// destroyable is a store with a data key whose first version is disabled, so that an update may destroy it.
+func destroyable(t *testing.T, c Config) (*Store, *storetest.Maker, store.Key) {
+	t.Helper()
+	m := storetest.NewMaker(1)
+	s := migrated(t, c, filepath.Join(t.TempDir(), "keys.db"))
+	must(t, s.Initialize(t.Context(), m.Installation()))
+	keys := m.Scope("a", "one")
+	_, err := s.Create(t.Context(), m.Inst(), keys)
+	must(t, err)
+	ref := key.Ref{Scope: "a", Purpose: "one"}
+	for _, next := range []func(k *store.Key) store.Update{
+		func(k *store.Key) store.Update { return m.Add(k, &keys[0]) },
+		func(k *store.Key) store.Update { return m.Activate(k, 2) },
+		func(k *store.Key) store.Update { return m.Step(k, 1, key.Disabled) },
+	} {
+		f, err := s.Key(t.Context(), ref)
+		must(t, err)
+		must(t, s.Update(t.Context(), next(&f.Data[0])))
+	}
+	f, err := s.Key(t.Context(), ref)
+	must(t, err)
+	return s, m, f.Data[0]
+}
+
+// What refers to versions is found however the foreign key is written, with any prefix.
+func TestReferencesAreFound(t *testing.T) {
+	for _, prefix := range []string{"kms", "other"} {
+		s, _, k := destroyable(t, Config{Prefix: prefix})
+		id := string(k.Versions[0].ID)
+		mustExec(t, s, strings.NewReplacer("P_", prefix+"_", "'ID'", "'"+id+"'").Replace(`
+			create table "Se""cret" ("Key id" text references P_data_key_version (private_id) on delete cascade);
+			insert into "Se""cret" values ('ID'), ('ID'), (null);
+			create table implied (key_id text references P_DATA_KEY_VERSION on delete set null);
+			insert into implied values ('ID');
+			create table plain (id int, keys text);
+			create table wide (a text, b text, foreign key (b) references P_data_key_version (Private_ID));
+			create table elsewhere (key_id text references P_data_key (private_id))`))
+		must(t, s.Register(t.Context(), store.Column{Table: "PLAIN", Column: "Keys"}))
+		must(t, s.Register(t.Context(), store.Column{Schema: "main", Table: "plain", Column: "keys"}))
+		mustExec(t, s, "insert into plain values (1, '"+id+"')")
+		want := []store.Reference{
+			{Column: store.Column{Table: `Se"cret`, Column: "Key id"}, ForeignKey: true, Rows: 2},
+			{Column: store.Column{Table: "implied", Column: "key_id"}, ForeignKey: true, Rows: 1},
+			{Column: store.Column{Table: "plain", Column: "keys"}, Rows: 1},
+			{Column: store.Column{Table: "wide", Column: "b"}, ForeignKey: true},
+		}
+		got, err := s.References(t.Context(), k.Versions[0].ID)
+		must(t, err)
+		if len(got) != len(want) {
+			t.Fatalf("%+v, want %+v", got, want)
+		}
+		for i := range want {
+			if got[i] != want[i] {
+				t.Errorf("%+v, want %+v", got[i], want[i])
+			}
+		}
+		must(t, s.Unregister(t.Context(), store.Column{Table: "plain", Column: "keys"}))
+		if got, err := s.References(t.Context(), ""); err != nil || len(got) != 3 {
+			t.Errorf("unregistered: %+v, %v", got, err)
+		}
+	}
+}
+
+// Whatever a foreign key does on delete, and where there is none, a version that a row has is not destroyed.
+func TestAReferredVersionIsNotDestroyed(t *testing.T) {
+	for name, text := range map[string]string{
+		"cascade":    "create table secret (key_id text references kms_data_key_version on delete cascade)",
+		"set null":   "create table secret (key_id text references kms_data_key_version on delete set null)",
+		"no action":  "create table secret (key_id text references kms_data_key_version)",
+		"registered": "create table secret (key_id text)",
+	} {
+		s, m, k := destroyable(t, Config{})
+		mustExec(t, s, text)
+		if name == "registered" {
+			must(t, s.Register(t.Context(), store.Column{Table: "secret", Column: "key_id"}))
+		}
+		mustExec(t, s, "insert into secret values ('"+string(k.Versions[0].ID)+"')")
+		if err := s.Update(t.Context(), m.Destroy(&k, 1)); !errors.Is(err, store.ErrForeignKey) {
+			t.Errorf("%s: %v, want %v", name, err, store.ErrForeignKey)
+		}
+		mustExec(t, s, "delete from secret")
+		must(t, s.Update(t.Context(), m.Destroy(&k, 1)))
+	}
+}
+
+func TestARegisteredColumnThatIsGoneKeepsVersions(t *testing.T) {
+	s, m, k := destroyable(t, Config{})
+	mustExec(t, s, "create table secret (key_id text)")
+	c := store.Column{Table: "secret", Column: "key_id"}
+	must(t, s.Register(t.Context(), c))
+	mustExec(t, s, "alter table secret rename to moved")
+	_, refErr := s.References(t.Context(), "")
+	for what, err := range map[string]error{"Update": s.Update(t.Context(), m.Destroy(&k, 1)), "References": refErr} {
+		if err == nil || !strings.Contains(err.Error(), "secret.key_id") || !strings.Contains(err.Error(), "unregister") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	must(t, s.Unregister(t.Context(), c))
+	must(t, s.Update(t.Context(), m.Destroy(&k, 1)))
+}
