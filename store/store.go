@@ -118,6 +118,11 @@ type Queries interface {
 	// is seen, or refused by its foreign key.
 	Update(ctx context.Context, u Update) error
 
+	// Shred deletes the root key of a scope, with its data keys and all versions, each of which leaves a tombstone.
+	// [ErrNotFound] if there is no such scope, or if inst is not the installation's; [ErrForeignKey] as for Update,
+	// about any data key version of the scope.
+	Shred(ctx context.Context, inst [16]byte, scope key.Scope) (Shredded, error)
+
 	// References lists the columns that have ids of versions in them, by schema, table and name, and counts the rows
 	// with the given one: of a data key's version the columns that reference its table, in whatever schema, and those
 	// that were registered; of a root key's version the columns that reference its table, the store's own among them.
@@ -139,6 +144,12 @@ type Installation struct {
 	MAC        []byte // 32 bytes: the slots' manifest
 	Created    int64  // set by the store
 	Slots      []Slot // in the order in which they were made, which the slots' MAC depends on
+}
+
+// Shredded is what became of a scope.
+type Shredded struct {
+	Versions int      // how many there were, of all its keys
+	Remains  []string // where the database still has them, wrapped, or may have, for people
 }
 
 // Purpose is a purpose of the installation's, and what its keys are for.

@@ -258,6 +258,10 @@ func (q queries) Update(ctx context.Context, u store.Update) error {
 	return q.doErr("Update", writes, func() error { return q.q.Update(ctx, u) })
 }
 
+func (q queries) Shred(ctx context.Context, inst [16]byte, scope key.Scope) (store.Shredded, error) {
+	return do(q, "Shred", writes, func() (store.Shredded, error) { return q.q.Shred(ctx, inst, scope) })
+}
+
 func (q queries) Rewrap(ctx context.Context, inst [16]byte, rows []store.Rewrap) (int, error) {
 	return do(q, "Rewrap", writes, func() (int, error) { return q.q.Rewrap(ctx, inst, rows) })
 }

@@ -40,6 +40,33 @@ func (q queries) References(ctx context.Context, id key.ID) ([]store.Reference, 
 	return list, nil
 }
 
+func (q queries) Shred(ctx context.Context, inst [16]byte, scope key.Scope) (done store.Shredded, err error) {
+	err = q.view.write(ctx, func(d *state) error {
+		root := d.scopes[scope]
+		if root == "" || !d.is(inst) {
+			return fmt.Errorf("shred scope %q: %w", scope, store.ErrNotFound)
+		}
+		for _, id := range append([]key.ID{root}, d.data[root]...) {
+			for _, v := range d.keys[id].Versions {
+				if d.referred[v.ID] {
+					return fmt.Errorf("shred scope %q: version %s is in use: %w", scope, v.ID, store.ErrForeignKey)
+				}
+				done.Versions++
+			}
+		}
+		required := d.tenants[scope]
+		d.deleteScope(scope, q.view.now())
+		if required {
+			d.tenants[scope] = true // it is the application's row, which stays
+		}
+		return nil
+	})
+	if err != nil {
+		return store.Shredded{}, err
+	}
+	return done, nil
+}
+
 // wrapped is how many data key versions a root key version wraps.
 func (d *state) wrapped(id key.ID) (n int64) {
 	for _, k := range d.keys {

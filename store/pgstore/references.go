@@ -64,7 +64,12 @@ returning 1`)
 func (q queries) References(ctx context.Context, id key.ID) ([]store.Reference, error) {
 	var list []store.Reference
 	err := q.view.write(ctx, func(w *writer) (err error) {
-		list, err = w.references(ctx, id)
+		kind, _ := id.Kind()
+		if id == "" {
+			list, err = w.references(ctx, kind)
+		} else {
+			list, err = w.references(ctx, kind, id)
+		}
 		return err
 	})
 	if err != nil {
@@ -73,18 +78,22 @@ func (q queries) References(ctx context.Context, id key.ID) ([]store.Reference, 
 	return list, nil
 }
 
-// references lists columns and counts their rows, in two round trips.
-func (w *writer) references(ctx context.Context, id key.ID) ([]store.Reference, error) {
-	kind, _ := id.Kind()
+// references lists columns and counts their rows with one of the ids, or, if there are none, with any. It takes two round
+// trips.
+func (w *writer) references(ctx context.Context, kind key.Kind, ids ...key.ID) ([]store.Reference, error) {
 	list, setting, err := w.columns(ctx, kind)
 	if err != nil {
 		return nil, err
 	}
+	var texts []string
+	for _, id := range ids {
+		texts = append(texts, storable(string(id)))
+	}
 	counts := []statement{w.tables.statement(setRowSecurity, "off")}
 	for i := range list {
-		st := statement{text: countIn(&list[i], id == "")}
-		if id != "" {
-			st.args = []any{storable(string(id))}
+		st := statement{text: countIn(&list[i], len(ids) == 0)}
+		if len(ids) > 0 {
+			st.args = []any{texts}
 		}
 		st.row = func(scan func(...any) error) error { return scan(&list[i].Rows) }
 		counts = append(counts, st)
@@ -143,9 +152,9 @@ func countIn(ref *store.Reference, anyID bool) string {
 	case anyID:
 		return text + " is not null"
 	case ref.ForeignKey:
-		return text + " = $1::text"
+		return text + " = any ($1::text[])"
 	}
-	return text + "::text = $1::text"
+	return text + "::text = any ($1::text[])"
 }
 
 // Register implements [store.Store].

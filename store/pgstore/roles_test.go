@@ -142,6 +142,10 @@ func (s *divided) Unregister(ctx context.Context, c store.Column) error {
 	return s.operator.Unregister(ctx, c)
 }
 
+func (s *divided) Shred(ctx context.Context, inst [16]byte, scope key.Scope) (store.Shredded, error) {
+	return s.operator.Shred(ctx, inst, scope)
+}
+
 func (s *divided) Update(ctx context.Context, u store.Update) error {
 	if len(u.Destroy) > 0 {
 		return s.operator.Update(ctx, u)

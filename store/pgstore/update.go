@@ -78,7 +78,7 @@ func of(kind key.Kind) statements {
 	return statements{updateDataKey, changeDataKeyVersions, lockDataKeyVersions, destroyDataKeyVersions, dataHeadIsActive, rewrapDataKeyVersions}
 }
 
-// Update implements [store.Queries]. It takes one round trip besides the commit, and two more for each version that is
+// Update implements [store.Queries]. It takes one round trip besides the commit, and two more if versions are
 // destroyed.
 func (q queries) Update(ctx context.Context, u store.Update) error {
 	err := q.view.write(ctx, func(w *writer) error { return w.update(ctx, &u) })
@@ -141,15 +141,21 @@ func (w *writer) notReferred(ctx context.Context, id string, u *store.Update, fi
 	if err := w.run(ctx, first, lock); err != nil {
 		return err
 	}
-	for _, version := range ids {
-		list, err := w.references(ctx, version)
-		if err != nil {
-			return err
-		}
-		for _, r := range list {
-			if r.Rows > 0 {
-				return fmt.Errorf("destroy version %s: %d rows of %v have its id: %w", version, r.Rows, r.Column, store.ErrForeignKey)
-			}
+	if len(ids) == 0 {
+		return nil
+	}
+	return w.unused(ctx, u.Kind, ids)
+}
+
+// unused is [store.ErrForeignKey] if a row has one of the ids.
+func (w *writer) unused(ctx context.Context, kind key.Kind, ids []key.ID) error {
+	list, err := w.references(ctx, kind, ids...)
+	if err != nil {
+		return err
+	}
+	for _, r := range list {
+		if r.Rows > 0 {
+			return fmt.Errorf("%d rows of %v have the id of a version: %w", r.Rows, r.Column, store.ErrForeignKey)
 		}
 	}
 	return nil

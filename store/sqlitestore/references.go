@@ -40,7 +40,12 @@ delete from {prefix}_reference where lower(table_name) = lower(?1) and lower(col
 func (q queries) References(ctx context.Context, id key.ID) ([]store.Reference, error) {
 	var list []store.Reference
 	err := q.view.look(ctx, func(w *writer) (err error) {
-		list, err = w.references(ctx, id)
+		kind, _ := id.Kind()
+		if id == "" {
+			list, err = w.references(ctx, kind)
+		} else {
+			list, err = w.references(ctx, kind, id)
+		}
 		return err
 	})
 	if err != nil {
@@ -49,9 +54,9 @@ func (q queries) References(ctx context.Context, id key.ID) ([]store.Reference, 
 	return list, nil
 }
 
-// references lists columns and counts their rows. Inside a write transaction nobody adds any.
-func (w *writer) references(ctx context.Context, id key.ID) ([]store.Reference, error) {
-	kind, _ := id.Kind()
+// references lists columns and counts their rows with one of the ids, or, if there are none, with any. Inside a write
+// transaction nobody adds any.
+func (w *writer) references(ctx context.Context, kind key.Kind, ids ...key.ID) ([]store.Reference, error) {
 	table := w.tables.options.Prefix + "_data_key_version"
 	if kind == key.KEK {
 		table = w.tables.options.Prefix + "_root_key_version"
@@ -72,7 +77,7 @@ func (w *writer) references(ctx context.Context, id key.ID) ([]store.Reference, 
 		}
 	}
 	for i := range list {
-		if err := w.count(ctx, &list[i], id); err != nil {
+		if err := w.count(ctx, &list[i], ids); err != nil {
 			return nil, fmt.Errorf("count in %v: %w", list[i].Column, err)
 		}
 	}
@@ -108,20 +113,33 @@ func (w *writer) registered(ctx context.Context) (list []store.Reference, err er
 	return list, err
 }
 
-func (w *writer) count(ctx context.Context, ref *store.Reference, id key.ID) error {
+func (w *writer) count(ctx context.Context, ref *store.Reference, ids []key.ID) error {
 	ctx, err := steady(ctx)
 	if err != nil {
 		return err
 	}
 	column := quote(ref.Column.Column)
-	text, args := "select count(*) from "+quote(ref.Table)+" where "+column, []any{}
-	if id == "" {
-		text += " is not null"
-	} else {
-		text, args = text+" = ?", append(args, string(id))
+	text := "select count(*) from " + quote(ref.Table) + " where " + column
+	if len(ids) == 0 {
+		return w.conn.QueryRowContext(ctx, text+" is not null").Scan(&ref.Rows)
 	}
-	return w.conn.QueryRowContext(ctx, text, args...).Scan(&ref.Rows)
+	for part := range slices.Chunk(ids, maxVariables) {
+		var args []any
+		for _, id := range part {
+			args = append(args, string(id))
+		}
+		var n int64
+		in := " in (?" + strings.Repeat(", ?", len(args)-1) + ")"
+		if err := w.conn.QueryRowContext(ctx, text+in, args...).Scan(&n); err != nil {
+			return err
+		}
+		ref.Rows += n
+	}
+	return nil
 }
+
+// maxVariables is how many every SQLite takes in one statement.
+const maxVariables = 900
 
 func quote(name string) string { return `"` + strings.ReplaceAll(name, `"`, `""`) + `"` }
 

@@ -19,6 +19,8 @@ type view interface {
 	write(ctx context.Context, f func(*writer) error) error
 	// look calls f, which only reads, in several statements.
 	look(ctx context.Context, f func(*writer) error) error
+	// checkpoint empties the log of what was deleted, and says what remains, for people; empty if nothing does.
+	checkpoint(ctx context.Context) string
 }
 
 // connection is what a [*sql.Conn] and a [*sql.Tx] have in common.

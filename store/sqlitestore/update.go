@@ -151,7 +151,12 @@ func (w *writer) notReferred(ctx context.Context, u *store.Update, n key.Version
 	if err != nil || id == "" {
 		return err
 	}
-	list, err := w.references(ctx, id)
+	return w.unused(ctx, u.Kind, id)
+}
+
+// unused is [store.ErrForeignKey] if a row has one of the ids.
+func (w *writer) unused(ctx context.Context, kind key.Kind, ids ...key.ID) error {
+	list, err := w.references(ctx, kind, ids...)
 	if err != nil {
 		return err
 	}

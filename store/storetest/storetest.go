@@ -73,6 +73,7 @@ func Run(t *testing.T, h Harness) {
 		{"create", createTests},
 		{"read", readTests},
 		{"references", referenceTests},
+		{"shred", shredTests},
 		{"epochs", epochTests},
 		{"update", updateTests},
 		{"rewrap", rewrapTests},
