@@ -10,7 +10,8 @@ import (
 	"keyhold.example/keyhold/store"
 )
 
-// Bounds of the cache. An opened key and a snapshot take at most 2 KiB each, the others about 150 bytes.
+// Bounds of the cache. An opened key takes about 2 KiB, a snapshot of a key with one version 2 KiB and of each further one
+// 200 bytes, the others about 150 bytes.
 const (
 	maxOpened    = 16_384
 	maxSnapshots = 16_384
@@ -66,6 +67,12 @@ func (c *cache) keepSnapshot(ref key.Ref, s *snapshot) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.snapshots.put(ref, s)
+}
+
+func (c *cache) dropSnapshot(ref key.Ref) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.snapshots.drop(ref)
 }
 
 // dropOthers drops the snapshot of ref if it is of another root key, and says whether it was.

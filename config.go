@@ -45,8 +45,8 @@ type Config struct {
 
 	// Strict makes every call read its key anew, so that none works with what the database no longer holds. The
 	// default asks every 5 s whether any key has changed, and uses what it has read until then: a change is noticed
-	// by every other process 5 s later, and at once by the one that made it; a version that another one made a moment
-	// ago opens at once.
+	// by every other process 5 s later, and at once by the one that made it, unless that was inside the application's
+	// transaction; a version that another one made a moment ago opens at once.
 	Strict bool
 
 	// Timeout limits each call, besides the context that is given to it; of Scopes and Rewrap, which may have much
@@ -110,5 +110,5 @@ func (s settings) bound(ctx context.Context) (context.Context, context.CancelFun
 		return ctx, func() {}
 	}
 	return context.WithTimeoutCause(ctx, s.timeout,
-		fmt.Errorf("no answer within %v (Config.Timeout): %w", s.timeout, context.DeadlineExceeded))
+		fmt.Errorf("no answer within %v (Config.Timeout): %w: %w", s.timeout, ErrUnavailable, context.DeadlineExceeded))
 }

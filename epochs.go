@@ -18,6 +18,10 @@ import (
 const (
 	epochLife = 5 * time.Second
 
+	// askLimit is how long one question may take; then it is asked again, on another connection, as long as the call may
+	// last. So what is known is never older than 7 s, and a connection that leads nowhere holds nobody up for long.
+	askLimit = 2 * time.Second
+
 	// renewEvery is how often, at most, epochs are read again because something that is not known is asked for, which
 	// anybody can do.
 	renewEvery = 100 * time.Millisecond
@@ -45,7 +49,7 @@ type reading struct {
 // asking is a question under way, which others wait for, too.
 type asking struct {
 	done chan struct{} // closed when there is an answer
-	err  error         // then, unless the context of the one who asked ended first
+	err  error         // then, unless a context ended first
 }
 
 // current returns epochs that are at most epochLife old, and newer than the last change of this process's own.
@@ -65,7 +69,10 @@ func (e *epochs) current(ctx context.Context) (*reading, error) {
 			a = &asking{done: make(chan struct{})}
 			e.asking = a
 			e.mu.Unlock()
-			return e.ask(ctx, a)
+			if err := e.ask(ctx, a); err != nil {
+				return nil, err
+			}
+			continue // what was long in coming is too old
 		}
 		e.mu.Unlock()
 		select {
@@ -86,23 +93,30 @@ func (e *epochs) fresh(changes uint64) *reading {
 	return nil
 }
 
-func (e *epochs) ask(ctx context.Context, a *asking) (*reading, error) {
+// ask reads the epochs. That the database took too long is no error.
+func (e *epochs) ask(ctx context.Context, a *asking) error {
 	defer func() {
 		e.mu.Lock()
 		e.asking = nil
 		e.mu.Unlock()
 		close(a.done)
 	}()
+	limited, cancel := context.WithTimeout(ctx, askLimit)
+	defer cancel()
 	r := &reading{asked: time.Now(), changes: e.changes.Load()}
 	var err error
-	if r.Epochs, err = e.read(ctx); err != nil {
-		if ctx.Err() == nil {
-			a.err = err
+	if r.Epochs, err = e.read(limited); err != nil {
+		switch {
+		case ctx.Err() != nil:
+			return err
+		case limited.Err() != nil:
+			return nil
 		}
-		return nil, err
+		a.err = err
+		return err
 	}
 	e.known.Store(r)
-	return r, nil
+	return nil
 }
 
 // changed says that this process has changed a key, or may have.
@@ -182,10 +196,12 @@ func (r reader) dataKey(ctx context.Context, ref key.Ref) (fam family, kept bool
 		return s.family, true, nil
 	}
 	began := time.Now()
-	if fam, err = r.key(ctx, ref); err == nil && !fam.older {
-		r.m.cache.keepSnapshot(ref, &snapshot{fam, now, began})
+	if fam, err = r.key(ctx, ref); err != nil || fam.older {
+		r.m.cache.dropSnapshot(ref)
+		return fam, false, err
 	}
-	return fam, false, err
+	r.m.cache.keepSnapshot(ref, &snapshot{fam, now, began})
+	return fam, false, nil
 }
 
 // dataKeyWith reads ref's data key and the version of it that has the id, if that may open. Where what is kept says

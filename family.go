@@ -43,7 +43,7 @@ func (r reader) key(ctx context.Context, ref key.Ref) (family, error) {
 	fam, err := r.verified(func() (store.Family, error) { return r.q.Key(ctx, ref) })
 	switch {
 	case errors.Is(err, store.ErrNotFound):
-		return fam, fmt.Errorf("scope %q: %w", ref.Scope, err)
+		return fam, fmt.Errorf("scope %q: %w", ref.Scope, store.ErrNotFound)
 	case err != nil:
 		return fam, err
 	case fam.Root.Scope != ref.Scope:
@@ -63,8 +63,10 @@ func (r reader) scope(ctx context.Context, scope key.Scope) (family, error) {
 	}
 	fam, err := r.verified(func() (store.Family, error) { return r.q.Scope(ctx, scope) })
 	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return fam, fmt.Errorf("scope %q: %w", scope, store.ErrNotFound)
 	case err != nil:
-		return fam, fmt.Errorf("scope %q: %w", scope, err)
+		return fam, err
 	case fam.Root.Scope != scope:
 		return fam, tampered(&fam.Root, "it was read for another scope")
 	}
@@ -74,10 +76,10 @@ func (r reader) scope(ctx context.Context, scope key.Scope) (family, error) {
 // keyOfVersion reads the data key that has the version with the given id.
 func (r reader) keyOfVersion(ctx context.Context, id key.ID) (family, error) {
 	fam, err := r.verified(func() (store.Family, error) { return r.q.KeyOfVersion(ctx, id) })
-	if err != nil {
-		return fam, fmt.Errorf("key version %s: %w", id, err)
+	if errors.Is(err, store.ErrNotFound) {
+		err = fmt.Errorf("key version %s: %w", id, store.ErrNotFound)
 	}
-	return fam, nil
+	return fam, err
 }
 
 // verified reads a family and checks it. What does not fit is read once more before it is an error: the reader may have

@@ -80,7 +80,11 @@ func (m *Manager) installation(ctx context.Context) (store.Installation, error) 
 		}
 	case errors.As(err, &schema) && schema.Have == 0 && schema.Foreign == "":
 		if m.initialize && len(m.pins) == 0 {
-			if err := m.store.Migrate(ctx); err != nil {
+			err := m.store.Migrate(ctx)
+			if errors.Is(err, store.ErrUnknownOutcome) {
+				err = m.store.Migrate(ctx)
+			}
+			if err != nil {
 				return store.Installation{}, err
 			}
 		}

@@ -183,7 +183,8 @@ const Buckets = 32
 
 // Epochs is what is compared to learn whether keys may have changed: those of an installation all, if Inst or Seq is
 // another; else a key whose [Bucket] has another epoch, by a change of its manifest or of its scope, or as it was
-// deleted. A new key and [Queries.Rewrap] change none. Epochs only grow, unless the database itself goes back.
+// deleted. A new key and [Queries.Rewrap] change none. Epochs only grow, by steps that nobody foresees, unless the
+// database itself goes back.
 type Epochs struct {
 	Inst []byte // the installation's, 16 bytes
 	Seq  uint64 // of the slots' manifest

@@ -16,6 +16,9 @@ type Data struct {
 	Installation *store.Installation // nil if there is none
 	Keys         []store.Key         // root keys, then data keys, each by id
 	Graves       []store.Tombstone   // of versions whose key is gone
+
+	// Epochs move on by themselves when keys are changed or deleted, unless they are changed here too.
+	Epochs [store.Buckets]uint64
 }
 
 // Edit calls f with a copy of all rows and puts what f leaves in their place. No rule is looked at, tables or not; of
@@ -24,7 +27,7 @@ func (s *Store) Edit(f func(*Data)) {
 	s.db.lock <- struct{}{}
 	defer s.release()
 	d := s.db.committed.Load()
-	data := &Data{Schema: d.schema, Foreign: d.foreign, Graves: cloneTombstones(d.graves)}
+	data := &Data{Schema: d.schema, Foreign: d.foreign, Graves: cloneTombstones(d.graves), Epochs: d.epochs}
 	if d.inst != nil {
 		in := cloneInstallation(d.inst)
 		data.Installation = &in
@@ -41,7 +44,7 @@ func (s *Store) Edit(f func(*Data)) {
 	next := newState()
 	next.schema, next.foreign, next.graves = data.Schema, data.Foreign, cloneTombstones(data.Graves)
 	next.tenants, next.referred = d.tenants, d.referred
-	next.epochs, next.purposes, next.columns = d.epochs, d.purposes, d.columns
+	next.epochs, next.purposes, next.columns = data.Epochs, d.purposes, d.columns
 	if data.Installation != nil {
 		in := cloneInstallation(data.Installation)
 		next.inst = &in
@@ -54,7 +57,7 @@ func (s *Store) Edit(f func(*Data)) {
 		next.insert(&k)
 	}
 	for id, k := range d.keys {
-		if edited := next.keys[id]; edited == nil || edited.Seq != k.Seq || edited.Scope != k.Scope {
+		if edited := next.keys[id]; data.Epochs == d.epochs && (edited == nil || edited.Seq != k.Seq || edited.Scope != k.Scope) {
 			next.changed(id)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/store"
@@ -170,7 +171,11 @@ func (d *state) update(u store.Update, now int64) error {
 }
 
 // changed says that a key's manifest or scope was changed, or the key deleted.
-func (d *state) changed(id key.ID) { d.epochs[store.Bucket(id)]++ }
+func (d *state) changed(id key.ID) { d.epochs[store.Bucket(id)] += steps.Add(1) }
+
+// steps makes no two steps alike, so that a database which was set back and then changed again shows other epochs than
+// before.
+var steps atomic.Uint64
 
 // apply changes k as u says, after looking at every rule.
 func (d *state) apply(k *store.Key, u store.Update, now int64) error {

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -22,6 +23,9 @@ type dbError struct {
 
 func (e *dbError) Error() string { return e.err.Error() }
 func (e *dbError) Unwrap() error { return e.err }
+
+// errStandby is what a standby would say if it were asked to write. What is read from one may be long out of date.
+var errStandby = &dbError{err: errors.New("it is a standby, and keys are read from the primary"), state: "25006"}
 
 func databaseError(err error) error {
 	if err == nil {
@@ -162,7 +166,8 @@ var ownReferences = []string{
 
 func (t *tables) isOwnReference(err error) bool {
 	return slices.ContainsFunc(ownReferences, func(name string) bool {
-		return strings.Contains(err.Error(), `"`+t.options.Prefix+"_"+name+`"`)
+		// Quoted as the server's language has it.
+		return regexp.MustCompile(`\b` + regexp.QuoteMeta(t.options.Prefix+"_"+name) + `\b`).MatchString(err.Error())
 	})
 }
 

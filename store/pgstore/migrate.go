@@ -8,6 +8,7 @@ import (
 	"io"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/golang-migrate/migrate/v4/database"
 
@@ -49,7 +50,7 @@ from (select coalesce(nullif($1::text, ''), current_schema(), '')::text as name)
 	setBookkeeping = define(`
 create table if not exists {schema}{prefix}_schema_migrations (version bigint not null primary key, dirty boolean not null);
 delete from {schema}{prefix}_schema_migrations;
-insert into {schema}{prefix}_schema_migrations (version, dirty) values (%d, %t)`)
+insert into {schema}{prefix}_schema_migrations (version, dirty) values (<version>, <dirty>)`)
 )
 
 // reader runs one statement.
@@ -275,7 +276,8 @@ func (m *migrator) Run(file io.Reader) error {
 }
 
 func (m *migrator) SetVersion(version int, dirty bool) error {
-	return m.read(m.ctx, statement{text: fmt.Sprintf(m.tables.text[setBookkeeping], version, dirty)})
+	words := strings.NewReplacer("<version>", strconv.Itoa(version), "<dirty>", strconv.FormatBool(dirty))
+	return m.read(m.ctx, statement{text: words.Replace(m.tables.text[setBookkeeping])})
 }
 
 func (m *migrator) Version() (int, bool, error) {

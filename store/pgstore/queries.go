@@ -51,17 +51,23 @@ func (q queries) Installation(ctx context.Context) (store.Installation, error) {
 }
 
 var epochsQuery = define(`
-select i.inst, i.seq, coalesce(e.bucket, 0)::bigint, coalesce(e.n, 0)
+select i.inst, i.seq, coalesce(e.bucket, 0)::bigint, coalesce(e.n, 0), pg_is_in_recovery()
 from {schema}{prefix}_installation i
-left join (select bucket, sum(n)::bigint as n from {schema}{prefix}_epoch group by bucket) e on true`)
+left join (
+    select bucket, (sum(n) % 9223372036854775807)::bigint as n from {schema}{prefix}_epoch group by bucket
+) e on true`)
 
 // Epochs implements [store.Store].
 func (s *Store) Epochs(ctx context.Context) (store.Epochs, error) {
 	var e store.Epochs
 	err := s.each(ctx, epochsQuery, nil, func() { e = store.Epochs{} }, func(scan func(...any) error) error {
 		var seq, bucket, n int64
-		if err := scan(&e.Inst, &seq, &bucket, &n); err != nil {
+		standby := false
+		if err := scan(&e.Inst, &seq, &bucket, &n, &standby); err != nil {
 			return err
+		}
+		if standby {
+			return errStandby
 		}
 		var bad rows.Numbers
 		e.Seq = rows.Fit[uint64](&bad, seq)

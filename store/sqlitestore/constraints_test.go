@@ -391,23 +391,23 @@ func TestEveryRuleOfTheTablesRefuses(t *testing.T) {
 var effects = []struct{ name, sql, query, want string }{
 	{
 		"root_key_epoch_update", "update {prefix}_root_key set seq = 9 where private_id = 'krk_a'",
-		"select group_concat(bucket || ':' || n) from {prefix}_epoch", "10:1",
+		"select group_concat(bucket) from {prefix}_epoch", "10",
 	},
 	{
 		"root_key_epoch_update", "update {prefix}_root_key set scope_id = 'renamed' where private_id = 'krk_b'",
-		"select group_concat(bucket || ':' || n) from {prefix}_epoch", "11:1",
+		"select group_concat(bucket) from {prefix}_epoch", "11",
 	},
 	{
 		"data_key_epoch_update", "update {prefix}_data_key set seq = 9",
-		"select group_concat(bucket || ':' || n) from {prefix}_epoch", "10:1",
+		"select group_concat(bucket) from {prefix}_epoch", "10",
 	},
 	{
 		"root_key_epoch_delete", "delete from {prefix}_root_key where private_id = 'krk_b'",
-		"select group_concat(bucket || ':' || n) from {prefix}_epoch", "11:1,11:1",
+		"select group_concat(bucket) from {prefix}_epoch", "11,11",
 	},
 	{
 		"data_key_epoch_delete", "delete from {prefix}_data_key",
-		"select group_concat(bucket || ':' || n) from {prefix}_epoch", "10:1,10:1,10:1,10:1",
+		"select group_concat(bucket) from {prefix}_epoch", "10,10,10,10",
 	},
 	{
 		"root_key_version_bury", "delete from {prefix}_root_key_version where private_id = 'krkv_a3'",

@@ -35,6 +35,11 @@ func (r *Row) Columns() []any {
 	return []any{&r.Table, &r.ID, &r.Owner, &r.Name, &r.A, &r.B, &r.C, &r.D, &r.E, &r.X, &r.Y, &r.Z}
 }
 
+// orphan is an error, as a statement that lost the order of its rows would otherwise lose versions.
+func (r *Row) orphan() error {
+	return &Error{string(r.ID), fmt.Sprintf("it was read without its key %q", r.Owner)}
+}
+
 // Error says that a row holds what no row can. What it quotes is not the database's word, and never to be classified.
 type Error struct{ Row, Problem string }
 
@@ -74,18 +79,22 @@ func (f *Family) Add(r *Row) error {
 	case Root, Data:
 		f.addKey(&n, r)
 	case RootVersion, DataVersion:
-		if k := f.key(r.Owner); k != nil {
-			k.Versions = append(k.Versions, store.Version{
-				ID: r.ID, Number: Fit[key.Version](&n, r.A), State: Fit[key.State](&n, r.B), Alg: Fit[key.Alg](&n, r.C), Created: r.D,
-				Commit: r.Y, Blob: r.Z, Parent: key.ID(r.Name), IKKID: r.X,
-			})
+		k := f.key(r.Owner)
+		if k == nil {
+			return r.orphan()
 		}
+		k.Versions = append(k.Versions, store.Version{
+			ID: r.ID, Number: Fit[key.Version](&n, r.A), State: Fit[key.State](&n, r.B), Alg: Fit[key.Alg](&n, r.C), Created: r.D,
+			Commit: r.Y, Blob: r.Z, Parent: key.ID(r.Name), IKKID: r.X,
+		})
 	case RootTombstone, DataTombstone:
-		if k := f.key(r.Owner); k != nil {
-			k.Tombstones = append(k.Tombstones, store.Tombstone{
-				ID: r.ID, Number: Fit[key.Version](&n, r.A), Alg: Fit[key.Alg](&n, r.C), Destroyed: r.D, Commit: r.Y,
-			})
+		k := f.key(r.Owner)
+		if k == nil {
+			return r.orphan()
 		}
+		k.Tombstones = append(k.Tombstones, store.Tombstone{
+			ID: r.ID, Number: Fit[key.Version](&n, r.A), Alg: Fit[key.Alg](&n, r.C), Destroyed: r.D, Commit: r.Y,
+		})
 	}
 	return n.Check(string(r.ID))
 }
@@ -153,12 +162,14 @@ func (f *Families) Add(r *Row) error {
 		f.roots[r.ID] = &Family{f: store.Family{Now: f.now}}
 		owner = r.ID
 	case Data:
-		f.roots[r.ID] = f.roots[owner]
+		if root := f.roots[owner]; root != nil {
+			f.roots[r.ID] = root
+		}
 	}
 	if family := f.roots[owner]; family != nil {
 		return family.Add(r)
 	}
-	return nil
+	return r.orphan()
 }
 
 // Families are those of the scopes that are there, in the order of scopes.

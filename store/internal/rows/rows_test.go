@@ -35,7 +35,6 @@ func some() []Row {
 		{Table: DataVersion, ID: "kdkv_z3", Owner: "kdk_z", Name: "krkv_a2", A: 3, B: 2, C: 1, D: 6},
 		{Table: DataVersion, ID: "kdkv_z2", Owner: "kdk_z", Name: "krkv_a2", A: 2, B: 3, C: 1, D: 6},
 		{Table: DataTombstone, ID: "kdkv_z1", Owner: "kdk_z", A: 1, C: 2, D: 8},
-		{Table: DataVersion, ID: "kdkv_lost", Owner: "kdk_lost", A: 1},
 	}
 }
 
@@ -65,6 +64,19 @@ func TestFamily(t *testing.T) {
 	}
 	if d := cmp.Diff(want, got); d != "" || err != nil {
 		t.Errorf("%v (-want +got):\n%s", err, d)
+	}
+}
+
+func TestAVersionWithoutItsKeyIsAnError(t *testing.T) {
+	for _, table := range []int{RootVersion, RootTombstone, DataVersion, DataTombstone} {
+		row := Row{Table: table, ID: "lost", Owner: "kdk_lost", A: 1}
+		var all Families
+		_, err := family(t, append(some(), row)...)
+		for _, err := range []error{err, all.Add(&row)} {
+			if bad, ok := errors.AsType[*Error](err); !ok || bad.Row != "lost" {
+				t.Errorf("table %d: %v", table, err)
+			}
+		}
 	}
 }
 

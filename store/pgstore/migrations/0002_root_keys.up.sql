@@ -52,7 +52,7 @@ execute function {schema}{prefix}_refuse('the head never goes back');
 
 create function {schema}{prefix}_root_key_epoch_update() returns trigger language plpgsql {function_options}as $$
 begin
-    insert into {schema}{prefix}_epoch (bucket, n) values ({schema}{prefix}_bucket(new.private_id), 1);
+    insert into {schema}{prefix}_epoch (bucket, n) values ({schema}{prefix}_bucket(new.private_id), {schema}{prefix}_epoch_step());
     return null;
 end
 $$;
@@ -64,7 +64,7 @@ execute function {schema}{prefix}_root_key_epoch_update();
 
 create function {schema}{prefix}_root_key_epoch_delete() returns trigger language plpgsql {function_options}as $$
 begin
-    insert into {schema}{prefix}_epoch (bucket, n) values ({schema}{prefix}_bucket(old.private_id), 1);
+    insert into {schema}{prefix}_epoch (bucket, n) values ({schema}{prefix}_bucket(old.private_id), {schema}{prefix}_epoch_step());
     return null;
 end
 $$;
@@ -221,7 +221,7 @@ begin
     insert into {schema}{prefix}_tombstone (key_id, version, private_id, kind, alg, commitment)
     select root_key_id, version, private_id, 'kek', alg, commitment from gone order by root_key_id, version;
     insert into {schema}{prefix}_epoch (bucket, n)
-    select {schema}{prefix}_bucket(root_key_id), count(*) from gone group by 1;
+    select {schema}{prefix}_bucket(root_key_id), {schema}{prefix}_epoch_step() from gone group by root_key_id;
     return null;
 end
 $$;
@@ -231,3 +231,13 @@ after delete on {schema}{prefix}_root_key_version
 referencing old table as gone
 for each statement
 execute function {schema}{prefix}_root_key_version_bury();
+
+create trigger {prefix}_root_key_no_truncate
+before truncate on {schema}{prefix}_root_key
+for each statement
+execute function {schema}{prefix}_refuse('keys are not truncated: delete the scopes instead');
+
+create trigger {prefix}_root_key_version_no_truncate
+before truncate on {schema}{prefix}_root_key_version
+for each statement
+execute function {schema}{prefix}_refuse('keys are not truncated: delete the scopes instead');

@@ -61,7 +61,7 @@ execute function {schema}{prefix}_refuse('the head never goes back');
 
 create function {schema}{prefix}_data_key_epoch_update() returns trigger language plpgsql {function_options}as $$
 begin
-    insert into {schema}{prefix}_epoch (bucket, n) values ({schema}{prefix}_bucket(new.private_id), 1);
+    insert into {schema}{prefix}_epoch (bucket, n) values ({schema}{prefix}_bucket(new.private_id), {schema}{prefix}_epoch_step());
     return null;
 end
 $$;
@@ -73,7 +73,7 @@ execute function {schema}{prefix}_data_key_epoch_update();
 
 create function {schema}{prefix}_data_key_epoch_delete() returns trigger language plpgsql {function_options}as $$
 begin
-    insert into {schema}{prefix}_epoch (bucket, n) values ({schema}{prefix}_bucket(old.private_id), 1);
+    insert into {schema}{prefix}_epoch (bucket, n) values ({schema}{prefix}_bucket(old.private_id), {schema}{prefix}_epoch_step());
     return null;
 end
 $$;
@@ -234,7 +234,7 @@ begin
     insert into {schema}{prefix}_tombstone (key_id, version, private_id, kind, alg, commitment)
     select data_key_id, version, private_id, 'dek', alg, commitment from gone order by data_key_id, version;
     insert into {schema}{prefix}_epoch (bucket, n)
-    select {schema}{prefix}_bucket(data_key_id), count(*) from gone group by 1;
+    select {schema}{prefix}_bucket(data_key_id), {schema}{prefix}_epoch_step() from gone group by data_key_id;
     return null;
 end
 $$;
@@ -309,3 +309,13 @@ create trigger {prefix}_tombstone_dense
 before insert on {schema}{prefix}_tombstone
 for each row
 execute function {schema}{prefix}_tombstone_dense();
+
+create trigger {prefix}_data_key_no_truncate
+before truncate on {schema}{prefix}_data_key
+for each statement
+execute function {schema}{prefix}_refuse('keys are not truncated: delete the scopes instead');
+
+create trigger {prefix}_data_key_version_no_truncate
+before truncate on {schema}{prefix}_data_key_version
+for each statement
+execute function {schema}{prefix}_refuse('keys are not truncated: delete the scopes instead');

@@ -239,7 +239,8 @@ create table {prefix}_reference (
 );
 
 -- A change of a key adds a row to one of 32 buckets, so that no two writers wait for one row. A bucket's epoch is the
--- sum of its rows. The bucket is the first character of a key's id after krk_ or kdk_, as a digit; 0 if it is none.
+-- sum of its rows. They are random, so that a database which was set back and then changed again shows other sums than
+-- before. The bucket is the first character of a key's id after krk_ or kdk_, as a digit; 0 if it is none.
 create table {prefix}_epoch (
     id integer not null,
     bucket integer not null,

@@ -79,14 +79,14 @@ create trigger {prefix}_root_key_epoch_update
 after update of seq, scope_id on {prefix}_root_key
 begin
     insert into {prefix}_epoch (bucket, n)
-    values (max(0, instr('0123456789abcdefghijklmnopqrstuv', lower(substr(new.private_id, 5, 1))) - 1), 1);
+    values (max(0, instr('0123456789abcdefghijklmnopqrstuv', lower(substr(new.private_id, 5, 1))) - 1), abs(random() % 1000000000) + 1);
 end;
 
 create trigger {prefix}_root_key_epoch_delete
 after delete on {prefix}_root_key
 begin
     insert into {prefix}_epoch (bucket, n)
-    values (max(0, instr('0123456789abcdefghijklmnopqrstuv', lower(substr(old.private_id, 5, 1))) - 1), 1);
+    values (max(0, instr('0123456789abcdefghijklmnopqrstuv', lower(substr(old.private_id, 5, 1))) - 1), abs(random() % 1000000000) + 1);
 end;
 
 create table {prefix}_root_key_version (
@@ -206,5 +206,5 @@ begin
     insert into {prefix}_tombstone (key_id, version, private_id, kind, alg, commitment)
     values (old.root_key_id, old.version, old.private_id, 'kek', old.alg, old.commitment);
     insert into {prefix}_epoch (bucket, n)
-    values (max(0, instr('0123456789abcdefghijklmnopqrstuv', lower(substr(old.root_key_id, 5, 1))) - 1), 1);
+    values (max(0, instr('0123456789abcdefghijklmnopqrstuv', lower(substr(old.root_key_id, 5, 1))) - 1), abs(random() % 1000000000) + 1);
 end;

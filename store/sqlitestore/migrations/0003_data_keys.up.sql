@@ -88,14 +88,14 @@ create trigger {prefix}_data_key_epoch_update
 after update of seq on {prefix}_data_key
 begin
     insert into {prefix}_epoch (bucket, n)
-    values (max(0, instr('0123456789abcdefghijklmnopqrstuv', lower(substr(new.private_id, 5, 1))) - 1), 1);
+    values (max(0, instr('0123456789abcdefghijklmnopqrstuv', lower(substr(new.private_id, 5, 1))) - 1), abs(random() % 1000000000) + 1);
 end;
 
 create trigger {prefix}_data_key_epoch_delete
 after delete on {prefix}_data_key
 begin
     insert into {prefix}_epoch (bucket, n)
-    values (max(0, instr('0123456789abcdefghijklmnopqrstuv', lower(substr(old.private_id, 5, 1))) - 1), 1);
+    values (max(0, instr('0123456789abcdefghijklmnopqrstuv', lower(substr(old.private_id, 5, 1))) - 1), abs(random() % 1000000000) + 1);
 end;
 
 create table {prefix}_data_key_version (
@@ -219,7 +219,7 @@ begin
     insert into {prefix}_tombstone (key_id, version, private_id, kind, alg, commitment)
     values (old.data_key_id, old.version, old.private_id, 'dek', old.alg, old.commitment);
     insert into {prefix}_epoch (bucket, n)
-    values (max(0, instr('0123456789abcdefghijklmnopqrstuv', lower(substr(old.data_key_id, 5, 1))) - 1), 1);
+    values (max(0, instr('0123456789abcdefghijklmnopqrstuv', lower(substr(old.data_key_id, 5, 1))) - 1), abs(random() % 1000000000) + 1);
 end;
 
 create trigger {prefix}_data_key_version_parent_insert
