@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/url"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 
@@ -27,6 +28,9 @@ const variable = "KEYHOLD_TEST_POSTGRES"
 // /usr/lib/postgresql; Debian's package, if this is root and KEYHOLD_TEST_INSTALL or CI is set; what
 // github.com/fergusstrange/embedded-postgres downloads. The test's log says which. Where there is none the test
 // fails, and says what can be done. Servers are started on Unix only.
+//
+// For a server of its own it takes all PG* variables out of the process's environment, which would change what the
+// address means, for the test's own connections too.
 //
 // It may be called by any number of tests at once. Starting a server takes about a second, a database some
 // milliseconds.
@@ -66,6 +70,13 @@ var server = sync.OnceValue(func() (s struct {
 	if s.address = os.Getenv(variable); s.address != "" {
 		s.origin = "the server that " + variable + " names"
 		return s
+	}
+	for _, variable := range os.Environ() {
+		if name, _, _ := strings.Cut(variable, "="); strings.HasPrefix(name, "PG") {
+			if s.err = os.Unsetenv(name); s.err != nil {
+				return s
+			}
+		}
 	}
 	ctx := context.Background() //nolint:forbidigo // the server is every test's, so no test's context ends it
 	b, err := pgserver.Find(ctx)

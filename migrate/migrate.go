@@ -51,16 +51,17 @@ type Options struct {
 	ScopeType ScopeType
 
 	// ScopeTable and ScopeColumn, both or neither, are the application's table of scopes and the column of their
-	// ids. Root keys then have a foreign key to it, with cascades on delete and update. It is for databases that
-	// cannot add a foreign key to a table later on, as SQLite cannot; the table may be made afterwards. It cannot be
-	// changed later.
+	// ids. Root keys then have a foreign key to it, with cascades on delete and update. On SQLite, which cannot add a
+	// foreign key later on, the table may be made afterwards; on PostgreSQL it has to be there, where the connection's
+	// search_path finds it, and the foreign key can also be added later.
 	ScopeTable, ScopeColumn string
 
 	// First is the number of the first file; the others follow it without gaps. Zero keeps the numbers as they are,
 	// from 1.
 	First uint
 
-	// Name begins the name of every file, after its number: letters, digits, underscores. Empty adds nothing.
+	// Name begins the name of every file, after its number: letters, digits, underscores, such as "keyhold_". Empty adds
+	// nothing.
 	Name string
 }
 

@@ -1,5 +1,6 @@
 -- What each role of roles.sql may do with the tables. Run it as the tables' owner, a member of kms_migration, after
--- every "keyhold migrate up". Running it again changes nothing.
+-- every "keyhold migrate up". Running it again changes nothing. It names no schema: where the tables are in one that the
+-- search_path does not find, begin with "set search_path = ...;".
 
 -- Application.
 

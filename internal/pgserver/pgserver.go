@@ -130,7 +130,7 @@ func Start(ctx context.Context, b Binaries, o Options) (_ *Server, err error) {
 		return errors.Join(err, conn.Close(ctx))
 	})
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("start %s: %w", b.Dir, err), guard.end())
+		return nil, errors.Join(fmt.Errorf("start %s: %w", filepath.Join(b.Dir, "postgres"), err), guard.end())
 	}
 	return s, nil
 }

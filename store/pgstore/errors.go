@@ -42,6 +42,11 @@ func databaseError(err error) error {
 func connectError(err error) error {
 	e := databaseError(err).(*dbError) //nolint:errorlint // it was made here
 	e.connect = true
+	switch e.state {
+	case "22023", "42601", "42704":
+		// What the server repeats may be the end of a password with a space in it.
+		e.err = errors.New("the server refuses a setting of the address")
+	}
 	return e
 }
 

@@ -23,7 +23,7 @@ var (
 	// Whether there is the table of the version, with which of our columns, and how many there are of all our tables,
 	// of which none can be there before it.
 	schemaTablesQuery = define(`
-select to_regclass($1::text) is not null,
+select to_regclass($1::text) is not null, current_schema() is null,
     exists (select 1 from pg_attribute where attrelid = to_regclass($1::text) and attname = 'version'),
     exists (select 1 from pg_attribute where attrelid = to_regclass($1::text) and attname = 'only_row'),
     (select count(*) from unnest($2::text[]) name
@@ -93,14 +93,16 @@ func (t *tables) schemaVersion(ctx context.Context, r reader) (int, error) {
 	foreign := func(version string) error {
 		return &store.SchemaError{Prefix: t.options.Prefix, Want: store.SchemaVersion, Foreign: version}
 	}
-	var there, says, own bool
+	var there, nowhere, says, own bool
 	var all int64
-	if _, err := r.scan(ctx, t.statement(schemaTablesQuery, t.table("schema_version"), t.ownTables()), &there, &says, &own, &all); err != nil {
+	if _, err := r.scan(ctx, t.statement(schemaTablesQuery, t.table("schema_version"), t.ownTables()), &there, &nowhere, &says, &own, &all); err != nil {
 		return 0, err
 	}
 	switch {
 	case there && !says, !there && all > 0:
 		return 0, foreign(store.NoVersion)
+	case !there && nowhere && t.options.Schema == "":
+		return 0, errNowhere
 	case !there:
 		return 0, nil
 	}
@@ -155,9 +157,27 @@ func (s *Store) Migrate(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		return migrate.Up(files, &migrator{ctx: ctx, tables: t, read: read})
+		return t.scopeTableError(migrate.Up(files, &migrator{ctx: ctx, tables: t, read: read}))
 	})
 	return s.tables.explain(ctx, fmt.Sprintf("migrate the tables %s_*", s.tables.options.Prefix), err)
+}
+
+var errNowhere = errors.New("the connection's search_path names no schema that is there and that this user may use: " +
+	"configure one, or grant usage on it")
+
+// scopeTableError says what is wrong with the application's table of scopes, where it is that which refuses the foreign
+// key.
+func (t *tables) scopeTableError(err error) error {
+	reason := map[string]string{
+		"42P01": "it is not there: it has to be made first, and is found by the connection's search_path, not by a schema before its name",
+		"42703": "it has no such column",
+		"42804": "its column has another type than the scopes of these tables, " + string(t.options.ScopeType),
+		"42830": "its column is not unique, as one that is referred to has to be",
+	}[stateOf(err)]
+	if reason == "" || t.options.ScopeTable == "" {
+		return err
+	}
+	return fmt.Errorf("the table of scopes %s (%s) cannot be referred to: %s (%w)", t.options.ScopeTable, t.options.ScopeColumn, reason, err)
 }
 
 // lockForMigration returns the tables with the schema that they are made in, so that their triggers name it.
@@ -171,7 +191,7 @@ func (t *tables) lockForMigration(ctx context.Context, read reader) (*tables, er
 		return nil, fmt.Errorf("the database has the encoding %s, and the tables need UTF8", encoding)
 	}
 	if schema == "" {
-		return nil, errors.New("the connection's search_path names no schema that is there: configure one")
+		return nil, errNowhere
 	}
 	name := fnv.New64a()
 	_, _ = fmt.Fprintf(name, "keyhold %q %s", schema, t.options.Prefix)

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -26,6 +27,9 @@ func Open(ctx context.Context, dsn string) (*Store, error) { return Config{}.Ope
 // Where nothing says what sslmode is to be and the server is on another machine, it is require, not prefer: nobody
 // on the way can make the connection a plain one. (prefer in a service file counts as saying nothing.) That still
 // lets in any certificate; verify-full does not.
+//
+// Of several servers it connects to the first that takes writes, unless target_session_attrs says otherwise: keys are
+// read from the primary.
 //
 // Statements use the extended protocol without prepared ones (pgx's exec mode), so that any pgbouncer in transaction
 // mode passes them on, unless dsn has another default_query_exec_mode.
@@ -63,11 +67,16 @@ func parseDSN(dsn string) (*pgxpool.Config, error) {
 	if !modeForm.MatchString(dsn) {
 		config.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
 	}
+	// Of several servers the one that takes writes, unless something else is said.
+	if c := config.ConnConfig; len(c.Fallbacks) > 0 && !saysTarget(dsn) && hasOtherHost(c) {
+		c.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
+	}
 	return config, nil
 }
 
 var (
 	sslModeForm = regexp.MustCompile(`(?i)(^|[\s?&])sslmode\s*=`)
+	targetForm  = regexp.MustCompile(`(?i)(^|[\s?&])target_session_attrs\s*=`)
 	modeForm    = regexp.MustCompile(`(^|[\s?&])default_query_exec_mode\s*=`)
 )
 
@@ -81,7 +90,10 @@ var errDSN = errors.New("the address is not a well-formed URL; a password in one
 // parsePool does not name the DSN in its errors: what is wrong with it may well be in the password.
 func parsePool(dsn string) (*pgxpool.Config, error) {
 	if isURL(dsn) {
-		if _, err := url.Parse(dsn); err != nil {
+		authority, _, _ := strings.Cut(strings.SplitN(dsn, "://", 2)[1], "/")
+		authority, _, _ = strings.Cut(authority, "?")
+		// With a second "@", a part of the password would be taken for the host, and asked for in the DNS.
+		if _, err := url.Parse(dsn); err != nil || strings.Count(authority, "@") > 1 {
 			return nil, errDSN
 		}
 	}
@@ -94,6 +106,10 @@ func parsePool(dsn string) (*pgxpool.Config, error) {
 		return nil, fmt.Errorf("the address cannot be used: %w", reason.Unwrap())
 	}
 	return nil, errors.New("the address is neither a URL nor keywords and values that PostgreSQL's clients know")
+}
+
+func saysTarget(dsn string) bool {
+	return os.Getenv("PGTARGETSESSIONATTRS") != "" || targetForm.MatchString(dsn)
 }
 
 func saysSSLMode(dsn string) bool {
@@ -110,6 +126,10 @@ func isPreferred(config *pgxpool.Config) bool {
 		last = next
 	}
 	return false
+}
+
+func hasOtherHost(c *pgx.ConnConfig) bool {
+	return slices.ContainsFunc(c.Fallbacks, func(f *pgconn.FallbackConfig) bool { return f.Host != c.Host || f.Port != c.Port })
 }
 
 func isLocal(host string) bool {

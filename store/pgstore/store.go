@@ -102,7 +102,8 @@ func (c Config) New(pool *pgxpool.Pool) (*Store, error) {
 // FromSQL returns a store over the application's own pool, with the defaults; see [Config.FromSQL].
 func FromSQL(db *sql.DB) (*Store, error) { return Config{}.FromSQL(db) }
 
-// FromSQL is [Config.New] for a pool of database/sql, whatever its driver. Statements go one by one, so that a write
+// FromSQL is [Config.New] for a pool of database/sql, whatever its driver. Through pgbouncer, pgx's driver needs
+// default_query_exec_mode=exec in its address, and lib/pq binary_parameters=yes: see docs/operations.md. Statements go one by one, so that a write
 // takes a round trip for each; a driver whose errors have no SQLState method has all of them taken for a lost
 // connection.
 func (c Config) FromSQL(db *sql.DB) (*Store, error) { return c.store(sqlSource{db}) }
@@ -196,8 +197,10 @@ func (s *Store) read(ctx context.Context, st statement) error {
 		if err != nil {
 			return err
 		}
+		broken := true // unless something says otherwise, such as no panic
+		defer func() { release(broken) }()
 		err = c.run(ctx, st)
-		release(isLost(err))
+		broken = isLost(err)
 		return err
 	})
 }

@@ -104,6 +104,8 @@ func TestNoErrorHasThePassword(t *testing.T) {
 		"host=127.0.0.1 port=1 password='" + password,
 		"host=127.0.0.1 port=one password='it''s " + password + "'",
 		"postgresql:/u:" + password + "@127.0.0.1",
+		"postgres://u:a@" + password + "@127.0.0.1:1/x",
+		"postgres://u:a@b@" + password + "/x",
 		password,
 	} {
 		s, err := Open(t.Context(), dsn)
@@ -113,6 +115,146 @@ func TestNoErrorHasThePassword(t *testing.T) {
 		}
 		if text := fmt.Sprintf("%v %+v", err, err); strings.Contains(text, password) {
 			t.Errorf("%s: %s", dsn, text)
+		}
+	}
+}
+
+// The server repeats settings that it does not know.
+func TestTheServerDoesNotRepeatThePassword(t *testing.T) {
+	c := must2(pgx.ParseConfig(keyholdtest.Postgres(t)))
+	dsn := fmt.Sprintf("host=%s port=%d user=%s dbname=%s sslmode=disable password=hun tersecret2=x", c.Host, c.Port, c.User, c.Database)
+	s, err := Open(t.Context(), dsn)
+	if err == nil {
+		must(t, s.Close())
+	}
+	if !errors.Is(err, store.ErrUnavailable) || strings.Contains(err.Error(), "tersecret2") {
+		t.Errorf("%v; want %v without the setting", err, store.ErrUnavailable)
+	}
+}
+
+func must2[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+func TestOfSeveralServersThePrimaryIsTaken(t *testing.T) {
+	t.Setenv("PGTARGETSESSIONATTRS", "")
+	for dsn, want := range map[string]bool{
+		"postgres://u@a.example,b.example/x":                                  true,
+		"host=a.example,b.example user=u":                                     true,
+		"postgres://u@a.example,b.example/x?target_session_attrs=any":         false,
+		"postgres://u@a.example,b.example/x?target_session_attrs=read-only":   true, // its own
+		"postgres://u@a.example/x":                                            false,
+		"postgres://u@a.example/x?sslmode=prefer":                             false,
+		"postgres://u@a.example:1,a.example:2/x?target_session_attrs=standby": true, // its own
+		"postgres://u@a.example:1,a.example:2/x":                              true,
+	} {
+		c, err := parseDSN(dsn)
+		if err != nil || (c.ConnConfig.ValidateConnect != nil) != want {
+			t.Errorf("%s: %v; checked: %v, want %v", dsn, err, err == nil && c.ConnConfig.ValidateConnect != nil, want)
+		}
+	}
+}
+
+// A server that was restarted leaves many idle connections that are dead; the first call gets past all of them.
+func TestDeadIdleConnectionsCostNoCall(t *testing.T) {
+	for name, connect := range map[string]connect{"pgxpool": byNew, "database/sql": bySQL("pgx"), "lib/pq": bySQL("postgres")} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dsn := keyholdtest.Postgres(t)
+			more := ""
+			if name == "pgxpool" {
+				more = "&pool_max_conns=40"
+			}
+			s := connect(t, Config{}, dsn+more)
+			must(t, s.Migrate(t.Context()))
+			m := storetest.NewMaker(1)
+			must(t, s.Initialize(t.Context(), m.Installation()))
+			if db, ok := s.source.(sqlSource); ok {
+				db.db.SetMaxIdleConns(40)
+			}
+			var releases []func(bool)
+			for range 40 {
+				_, release, err := s.acquire(t.Context())
+				must(t, err)
+				releases = append(releases, release)
+			}
+			for _, release := range releases {
+				release(false)
+			}
+			admin, err := pgx.Connect(t.Context(), dsn)
+			must(t, err)
+			var gone int
+			must(t, admin.QueryRow(t.Context(), `select count(*) from (
+				select pg_terminate_backend(pid, 10000) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()) x`).Scan(&gone))
+			must(t, admin.Close(t.Context()))
+			if gone < 40 {
+				t.Fatalf("only %d connections were there", gone)
+			}
+			if n, err := s.Create(t.Context(), m.Inst(), m.Scope("a", "one")); n != 2 || err != nil {
+				t.Errorf("Create: %d, %v", n, err)
+			}
+		})
+	}
+}
+
+// Epochs that a standby has may be long out of date.
+func TestEpochsAreNotReadFromAStandby(t *testing.T) {
+	t.Parallel()
+	dsn := keyholdtest.Postgres(t)
+	s := byOpen(t, Config{}, dsn)
+	must(t, s.Migrate(t.Context()))
+	must(t, s.Initialize(t.Context(), storetest.NewMaker(1).Installation()))
+	_, err := s.Epochs(t.Context())
+	must(t, err)
+	mustExec(t, s, "create schema fake")
+	mustExec(t, s, "create function fake.pg_is_in_recovery() returns boolean language sql as 'select true'")
+	standby := byOpen(t, Config{}, dsn+"&search_path=fake,public,pg_catalog")
+	if _, err := standby.Epochs(t.Context()); !errors.Is(err, store.ErrUnavailable) || !strings.Contains(err.Error(), "standby") {
+		t.Errorf("%v; want %v, saying that it is a standby", err, store.ErrUnavailable)
+	}
+}
+
+// Whoever may not use the schema is not told that there are no tables.
+func TestASchemaThatCannotBeUsedIsNotAnEmptyOne(t *testing.T) {
+	t.Parallel()
+	dsn := keyholdtest.Postgres(t)
+	must(t, byOpen(t, Config{}, dsn).Migrate(t.Context()))
+	s := byOpen(t, Config{}, dsn+"&search_path=nowhere")
+	_, statusErr := s.MigrationStatus(t.Context())
+	for what, err := range map[string]error{"CheckSchema": s.CheckSchema(t.Context()), "MigrationStatus": statusErr, "Migrate": s.Migrate(t.Context())} {
+		var schema *store.SchemaError
+		if err == nil || errors.As(err, &schema) || !strings.Contains(err.Error(), "search_path") {
+			t.Errorf("%s: %v; want an error about the search_path", what, err)
+		}
+	}
+}
+
+func TestATableOfScopesThatDoesNotFit(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		config Config
+		says   string
+	}{
+		"no such table":    {Config{ScopeTable: "nobody", ScopeColumn: "id"}, "search_path"},
+		"no such column":   {Config{ScopeTable: "tenant", ScopeColumn: "nothing"}, "nothing"},
+		"not unique":       {Config{ScopeTable: "tenant", ScopeColumn: "name"}, "unique"},
+		"of another type":  {Config{ScopeType: migrate.BigInt, ScopeTable: "tenant", ScopeColumn: "id"}, "type"},
+		"with its schema":  {Config{ScopeTable: "public.tenant", ScopeColumn: "id"}, "search_path"},
+		"one that it fits": {Config{ScopeTable: "tenant", ScopeColumn: "id"}, ""},
+	} {
+		dsn := keyholdtest.Postgres(t)
+		s := byOpen(t, c.config, dsn)
+		mustExec(t, s, "create table tenant (id text primary key, name text)")
+		err := s.Migrate(t.Context())
+		if c.says == "" {
+			must(t, err)
+			continue
+		}
+		if err == nil || !strings.Contains(err.Error(), c.says) || !strings.Contains(err.Error(), "table of scopes "+c.config.ScopeTable) {
+			t.Errorf("%s: %v; want it to say %q", name, err, c.says)
 		}
 	}
 }
@@ -251,7 +393,7 @@ func TestTerminatedBackendsLeaveNothingByHalf(t *testing.T) {
 			}
 			n := 0
 			if err := killer.Pool().QueryRow(context.Background(), `select count(pg_terminate_backend(pid)) from pg_stat_activity
-				where datname = current_database() and pid <> pg_backend_pid() and state = 'active' and random() < 0.02`).Scan(&n); err == nil {
+				where datname = current_database() and pid <> pg_backend_pid() and state = 'active' and random() < 0.1`).Scan(&n); err == nil {
 				killed += n
 			}
 		}

@@ -138,6 +138,25 @@ func (s *Store) retry(ctx context.Context, f func() error) error {
 			return err
 		case <-time.After(wait):
 		}
+		if isLost(err) {
+			s.discardLost(ctx)
+		}
+	}
+}
+
+// discardLost closes the pool's idle connections that are lost, up to the first that answers. A server that was restarted
+// leaves as many of them as were idle, and each would cost an attempt.
+func (s *Store) discardLost(ctx context.Context) {
+	for ctx.Err() == nil {
+		c, release, err := s.acquire(ctx)
+		if err != nil {
+			return
+		}
+		err = c.run(ctx, statement{text: "select 1"})
+		release(isLost(err))
+		if !isLost(err) {
+			return
+		}
 	}
 }
 
