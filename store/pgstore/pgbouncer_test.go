@@ -1,7 +1,9 @@
 package pgstore
 
 import (
+	"database/sql"
 	"fmt"
+	"sync"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -11,6 +13,7 @@ import (
 	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/keyholdtest"
 	"keyhold.example/keyhold/localroot"
+	"keyhold.example/keyhold/store/storetest"
 )
 
 // bouncer starts a pgbouncer in transaction mode, and returns what a database's address is behind it.
@@ -69,5 +72,53 @@ func TestManagerThroughPgbouncer(t *testing.T) {
 	must(t, err)
 	for _, f := range findings {
 		t.Errorf("check: %v", f)
+	}
+}
+
+// Each driver, set as docs/operations.md says, gets its own answers where it shares few connections with others: no read
+// of the store runs a statement of the application's, nor the other way.
+func TestManyClientsOfEachDriverThroughPgbouncer(t *testing.T) {
+	behind := bouncer(t)
+	for driver, setting := range map[string]string{"pgx": "default_query_exec_mode=exec", "postgres": "binary_parameters=yes"} {
+		t.Run(driver, func(t *testing.T) {
+			dsn := behind(t, keyholdtest.Postgres(t)) + "&" + setting
+			s := bySQL(driver)(t, Config{}, dsn)
+			must(t, s.Migrate(t.Context()))
+			m := storetest.NewMaker(1)
+			must(t, s.Initialize(t.Context(), m.Installation()))
+			app, err := sql.Open(driver, dsn)
+			must(t, err)
+			defer func() { must(t, app.Close()) }()
+			_, err = app.ExecContext(t.Context(), "create table victim (id text primary key, n int not null default 0)")
+			must(t, err)
+			for i := range 4 {
+				scope := fmt.Sprint("s", i)
+				_, err := s.Create(t.Context(), m.Inst(), m.Scope(key.Scope(scope), "one"))
+				must(t, err)
+				_, err = app.ExecContext(t.Context(), "insert into victim (id) values ($1)", scope)
+				must(t, err)
+			}
+			var wg sync.WaitGroup
+			for g := range 8 {
+				wg.Go(func() {
+					scope := key.Scope(fmt.Sprint("s", g%4))
+					for range 300 {
+						if g%2 == 0 {
+							if f, err := s.Scope(t.Context(), scope); err != nil || f.Root.Scope != scope {
+								t.Errorf("Scope(%s): %s, %v", scope, f.Root.Scope, err)
+							}
+						} else if _, err := app.ExecContext(t.Context(), "update victim set n = n + 1 where id = $1", "none"); err != nil {
+							t.Error(err)
+						}
+					}
+				})
+			}
+			wg.Wait()
+			changed := 0
+			must(t, app.QueryRowContext(t.Context(), "select sum(n) from victim").Scan(&changed))
+			if changed != 0 {
+				t.Errorf("rows of the application's were changed %d times", changed)
+			}
+		})
 	}
 }

@@ -8,31 +8,16 @@ import (
 
 	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/store"
+	"keyhold.example/keyhold/store/internal/sqltest"
 	"keyhold.example/keyhold/store/storetest"
 )
 
-// destroyable is a store with a data key whose first version is disabled, so that an update may destroy it.
+// destroyable is a store with a data key whose first version may be destroyed.
 func destroyable(t *testing.T, c Config) (*Store, *storetest.Maker, store.Key) {
 	t.Helper()
 	m := storetest.NewMaker(1)
 	s := migrated(t, c)
-	must(t, s.Initialize(t.Context(), m.Installation()))
-	keys := m.Scope("a", "one")
-	_, err := s.Create(t.Context(), m.Inst(), keys)
-	must(t, err)
-	ref := key.Ref{Scope: "a", Purpose: "one"}
-	for _, next := range []func(k *store.Key) store.Update{
-		func(k *store.Key) store.Update { return m.Add(k, &keys[0]) },
-		func(k *store.Key) store.Update { return m.Activate(k, 2) },
-		func(k *store.Key) store.Update { return m.Step(k, 1, key.Disabled) },
-	} {
-		f, err := s.Key(t.Context(), ref)
-		must(t, err)
-		must(t, s.Update(t.Context(), next(&f.Data[0])))
-	}
-	f, err := s.Key(t.Context(), ref)
-	must(t, err)
-	return s, m, f.Data[0]
+	return s, m, sqltest.Destroyable(t, s, m)
 }
 
 // What refers to versions is found in every schema, of every table with its own prefix, whatever the columns are called.
