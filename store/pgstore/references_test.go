@@ -6,7 +6,6 @@ import (
 	"sync"
 	"testing"
 
-	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/store"
 	"keyhold.example/keyhold/store/internal/sqltest"
 	"keyhold.example/keyhold/store/storetest"
