@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -81,11 +82,12 @@ func params(kind string, address func(t testing.TB, name string) string, files [
 				}
 				ts.Setenv(args[0], address(ts.Value(theTest{}).(testing.TB), strings.ToLower(args[0])))
 			},
-			"parts": parts,
-			"exits": exits,
-			"sql":   runSQL,
-			"cut":   cut,
-			"flip":  flip,
+			"parts":   parts,
+			"capture": capture,
+			"exits":   exits,
+			"sql":     runSQL,
+			"cut":     cut,
+			"flip":    flip,
 		},
 	}
 }
@@ -137,6 +139,21 @@ func parts(ts *testscript.TestScript, neg bool, args []string) {
 	} {
 		ts.Setenv(name, value)
 	}
+}
+
+// capture VARIABLE PATTERN: sets the variable to what the pattern's group matches in standard output, which has one
+// such line.
+func capture(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: capture VARIABLE PATTERN")
+	}
+	pattern, err := regexp.Compile("(?m)" + args[1])
+	ts.Check(err)
+	found := pattern.FindAllStringSubmatch(ts.ReadFile("stdout"), -1)
+	if len(found) != 1 || len(found[0]) != 2 {
+		ts.Fatalf("%s matches %q", args[1], found)
+	}
+	ts.Setenv(args[0], found[0][1])
 }
 
 // cut FROM TO BYTES: copies a file without its last bytes.

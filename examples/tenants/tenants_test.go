@@ -196,6 +196,48 @@ func TestAKeyVersionInUseIsNotDeleted(t *testing.T) {
 	})
 }
 
+func TestAKeyVersionIsDestroyedWhenNothingIsSealedWithItAnyMore(t *testing.T) {
+	onBoth(t, func(t *testing.T, s *tenants) {
+		must(t, s.create(t.Context(), "acme", &credentials{"web", "s3cret"}))
+		_, err := s.put(t.Context(), "acme", credentials{"app", "0ther"})
+		must(t, err)
+		old := s.wantSecret(t, "acme", "web", "s3cret")
+		_, err = s.rotate(t.Context(), "acme")
+		must(t, err)
+		must(t, s.keys.Disable(t.Context(), old))
+		refusedFor := func(rows int64) {
+			t.Helper()
+			err := s.keys.Destroy(t.Context(), old)
+			used, ok := errors.AsType[*keyhold.InUseError](err)
+			if !ok || len(used.References) != 1 || used.References[0].Table != "oidc" ||
+				used.References[0].Column.Column != "key_id" || used.References[0].Rows != rows {
+				t.Errorf("destroy: %v; want an InUseError of %d rows in oidc.key_id", err, rows)
+			}
+		}
+		refusedFor(2)
+		// Nothing was: enabled, it opens what it sealed.
+		must(t, s.keys.Enable(t.Context(), old))
+		s.wantSecret(t, "acme", "web", "s3cret")
+
+		// One row is written anew, the other deleted.
+		_, err = s.put(t.Context(), "acme", credentials{"web", "s3cret"})
+		must(t, err)
+		must(t, s.keys.Disable(t.Context(), old))
+		refusedFor(1)
+		must(t, s.removeClient(t.Context(), "acme", "app"))
+		must(t, s.keys.Destroy(t.Context(), old))
+		versions, err := s.versions(t.Context(), "acme")
+		must(t, err)
+		if len(versions) != 2 || versions[0].ID != old || versions[0].State != key.Destroyed {
+			t.Errorf("the versions are %+v; want the first destroyed", versions)
+		}
+		if id := s.wantSecret(t, "acme", "web", "s3cret"); id != versions[1].ID {
+			t.Errorf("the row has %s; want version 2, %s", id, versions[1].ID)
+		}
+		s.sound(t)
+	})
+}
+
 func TestARenamedTenantKeepsItsSecrets(t *testing.T) {
 	onBoth(t, func(t *testing.T, s *tenants) {
 		must(t, s.create(t.Context(), "acme", &credentials{"web", "s3cret"}))

@@ -42,7 +42,7 @@ func parseAddress(given string) (address, error) {
 				"a value with spaces stands in single quotes")
 		}
 	default:
-		return address{}, usageError("the database's address is not of the form sqlite:PATH or postgres://...", dbHint)
+		return address{}, usageError("the database's address is not of the form sqlite:PATH, postgres://... or keyword=value ...", dbHint)
 	}
 	return address{dsn: given, shown: shown, whole: shown == given}, nil
 }
@@ -64,6 +64,9 @@ func showURL(given string) (shown string, ok bool) {
 	}
 	scheme, rest, _ := strings.Cut(given, "://")
 	rest, query, _ := strings.Cut(rest, "?")
+	if authority, _, _ := strings.Cut(rest, "/"); strings.Count(authority, "@") > 1 {
+		return "", false
+	}
 	if _, path, _ := strings.Cut(rest, "/"); strings.Contains(path, "@") {
 		return "", false
 	}

@@ -138,9 +138,12 @@ func TestOutputThatCannotBeWrittenIsAFailureOfEveryCommandThatPrints(t *testing.
 	if code := Main(t.Context(), seal, strings.NewReader("x"), &sealed, io.Discard); code != exitDone {
 		t.Fatal(code)
 	}
+	id := retiredVersion(t, flags)
 	for _, command := range []string{
-		"init", "scope create s --purpose p", "scope list", "key list", "key list s", "key rotate s", "key rewrap s", "key rewrap --all",
-		"seal --scope s --purpose p", "open", "status", "migrate up", "migrate status", "migrate print", "version",
+		"init", "scope create s --purpose p", "scope list", "scope reconcile --purpose p", "key list", "key list s", "key rotate s",
+		"key rotate s --rewrap", "key rewrap s", "key rewrap --all", "key references --register kms_epoch.n",
+		"seal --scope s --purpose p", "open", "key disable " + id, "key enable " + id, "key disable " + id, "key destroy " + id,
+		"key destroy --yes " + id, "status", "migrate up", "migrate status", "migrate print", "version",
 	} {
 		for _, json := range []string{"", "--json"} {
 			t.Run(command+json, func(t *testing.T) {
@@ -217,6 +220,14 @@ func TestEveryErrorThatACallerCanDecideOnIsOneSentence(t *testing.T) {
 		},
 		{fmt.Errorf("open: it is a folder: %w", keyhold.ErrUnavailable), "unavailable", "cannot use the database: it is a folder"},
 		{wrapped(context.DeadlineExceeded), "timeout", "no answer within 30s"},
+		{
+			wrapped(fmt.Errorf("no answer within 30s (Config.Timeout): %w: %w", keyhold.ErrUnavailable, context.DeadlineExceeded)),
+			"timeout", "no answer within 30s",
+		},
+		{
+			fmt.Errorf("open: %w: the connection cannot be made (dial: %w)", keyhold.ErrUnavailable, context.DeadlineExceeded),
+			"unavailable", "cannot use the database: the connection cannot be made",
+		},
 		{
 			errors.Join(&keyhold.IntegrityError{Subject: "the key", Reason: "it differs"}, errors.New("another")),
 			"integrity", "the key is not as keyhold stored it: it differs",

@@ -100,7 +100,8 @@ func (a *app) explain(ctx context.Context, err error) *problem {
 		return fail("open", "the ciphertext does not open here: it is damaged or cut off, or of another scope, purpose, context or installation",
 			"--scope, --purpose and --context have to be those that it was sealed with")
 	case errors.Is(err, keyhold.ErrDisabled):
-		return fail("disabled", "the ciphertext's key version is disabled or destroyed", "")
+		return fail("disabled", "the ciphertext's key version is disabled or destroyed",
+			"keyhold key list shows which version it may be; keyhold key enable ID takes a disabled one into use again")
 	case errors.Is(err, keyhold.ErrPurpose):
 		return fail("purpose", sentence(err, keyhold.ErrPurpose)+", which is for another use", "keyhold key list shows what each key is for")
 	case errors.Is(err, keyhold.ErrTooLarge):
@@ -113,12 +114,12 @@ func (a *app) explain(ctx context.Context, err error) *problem {
 	case errors.Is(err, store.ErrUnknownOutcome):
 		return fail("unknown_outcome", "the database was lost at the commit: what was asked was done, or not",
 			"look, and repeat it if it was not")
+	case timedOut(err):
+		return fail("timeout", fmt.Sprintf("no answer within %v", a.timeout), "--timeout allows more")
 	case a.explainPostgres(err) != nil:
 		return a.explainPostgres(err)
 	case errors.Is(err, keyhold.ErrUnavailable):
 		return fail("unavailable", "cannot use "+a.where()+": "+a.reason(err), "")
-	case errors.Is(err, context.DeadlineExceeded):
-		return fail("timeout", fmt.Sprintf("no answer within %v", a.timeout), "--timeout allows more")
 	case errors.Is(err, keyhold.ErrNotFound):
 		return fail("not_found", sentence(err, keyhold.ErrNotFound)+" is not there", "")
 	case isCobraUsage(err):
@@ -129,6 +130,13 @@ func (a *app) explain(ctx context.Context, err error) *problem {
 		return &problem{Code: "usage", Message: firstLine(err), Hint: hint, exit: exitUsage}
 	}
 	return fail("failed", firstLine(err), "")
+}
+
+// timedOut says whether the time that --timeout gives was over. A database that is unavailable may also have let another
+// limit pass, such as the address's connect_timeout; the manager's own says that it is.
+func timedOut(err error) bool {
+	return errors.Is(err, context.DeadlineExceeded) &&
+		(!errors.Is(err, keyhold.ErrUnavailable) || strings.Contains(err.Error(), "(Config.Timeout)"))
 }
 
 // where names the database as the user gave it.

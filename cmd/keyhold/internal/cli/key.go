@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"time"
 
@@ -14,7 +15,9 @@ import (
 )
 
 func (a *app) keyCommand() *cobra.Command {
-	return group("key", "Root keys, data keys and their versions", a.keyListCommand(), a.keyRotateCommand(), a.keyRewrapCommand())
+	return group("key", "Root keys, data keys and their versions",
+		a.keyListCommand(), a.keyRotateCommand(), a.keyRewrapCommand(), a.keyDisableCommand(), a.keyEnableCommand(), a.keyDestroyCommand(),
+		a.keyReferencesCommand())
 }
 
 // keyJSON is a key as --json shows it.
@@ -96,4 +99,120 @@ func unknown(ctx context.Context, s *session, ref key.Ref, err error) error {
 		hint = "it has keys for " + strings.Join(purposes, ", ")
 	}
 	return failed("unknown_purpose", fmt.Sprintf("scope %q has no key for the purpose %q", string(ref.Scope), string(ref.Purpose)), hint)
+}
+
+// version is a key version, and whose it is.
+type version struct {
+	keyhold.VersionInfo
+
+	Ref key.Ref
+}
+
+// stateJSON is a version with its state, as --json shows it.
+type stateJSON struct {
+	Scope   key.Scope   `json:"scope"`
+	Kind    string      `json:"kind"`
+	Purpose key.Purpose `json:"purpose,omitempty"`
+	Version key.Version `json:"version"`
+	ID      key.ID      `json:"id"`
+	State   string      `json:"state"`
+}
+
+func (v *version) toJSON() stateJSON {
+	return stateJSON{v.Ref.Scope, kindOf(v.Ref), v.Ref.Purpose, v.Number, v.ID, v.State.String()}
+}
+
+func (v *version) print(w io.Writer) {
+	line(w, "SCOPE", "PURPOSE", "VERSION", "STATE", "ID")
+	line(w, v.Ref.Scope, purposeText(v.Ref), v.Number, v.State, v.ID)
+}
+
+// findVersion reads the version with an id, also one that was destroyed.
+func (a *app) findVersion(ctx context.Context, s *session, id key.ID) (version, error) {
+	if err := id.Validate(); err != nil {
+		return version{}, err
+	}
+	scope, err := a.keyOfVersion(ctx, s, id)
+	if err != nil {
+		return version{}, err
+	}
+	// The rows alone are not trusted; what Keys returns was checked.
+	keys, err := s.Keys(ctx, scope)
+	if err != nil {
+		return version{}, unknown(ctx, s, key.Ref{Scope: scope}, err)
+	}
+	for _, k := range keys {
+		for _, v := range k.Versions {
+			if v.ID == id {
+				return version{v, k.Ref}, nil
+			}
+		}
+	}
+	return version{}, unknownVersion(id)
+}
+
+// keyOfVersion says in which scope there is, or was, a version with the id.
+func (a *app) keyOfVersion(ctx context.Context, s *session, id key.ID) (key.Scope, error) {
+	ctx, cancel := a.limited(ctx)
+	defer cancel()
+	family, err := s.store.KeyOfVersion(ctx, id)
+	if errors.Is(err, keyhold.ErrNotFound) {
+		return "", unknownVersion(id)
+	}
+	return family.Root.Scope, err
+}
+
+func unknownVersion(id key.ID) error {
+	return failed("unknown_version", "there is no key version "+quote(string(id)), "keyhold key list shows the ids of all versions")
+}
+
+// explain says why a version cannot be disabled, enabled or destroyed, and what to do about it.
+func (v *version) explain(doing string, err error) error {
+	used, inUse := errors.AsType[*keyhold.InUseError](err)
+	switch {
+	case inUse:
+		return failed("in_use", used.Error(), v.inUseHint())
+	case errors.Is(err, keyhold.ErrForeignKey):
+		return failed("in_use", fmt.Sprintf("%s key version %s: a row had its id a moment ago", doing, v.ID), "repeat it")
+	case errors.Is(err, keyhold.ErrState):
+		return failed("state", strings.Replace(firstLine(err), keyhold.ErrState.Error()+": ", "", 1), v.stateHint(doing))
+	case errors.Is(err, keyhold.ErrNotFound):
+		return unknownVersion(v.ID)
+	}
+	return err
+}
+
+// inUseHint says what to do about rows that have the version's id.
+func (v *version) inUseHint() string {
+	if v.Ref.IsRoot() {
+		return "keyhold key rewrap " + argument(string(v.Ref.Scope)) + " brings what it wraps under the newest version"
+	}
+	return "write these rows anew, so that the newest version seals them, or delete them"
+}
+
+// stateHint says what has to be done to the version before it can be disabled, enabled or destroyed.
+func (v *version) stateHint(doing string) string {
+	disable := "keyhold key disable " + string(v.ID)
+	switch v.State {
+	case key.Active:
+		if doing == "destroy" {
+			return v.rotateCommand() + " && " + disable
+		}
+		return v.rotateCommand() + " makes another version the head"
+	case key.Pending:
+		return v.rotateCommand() + " ends the rotation that made it"
+	case key.Retired:
+		return disable + "; whoever misses what it sealed will say so before it is gone"
+	case key.Disabled, key.Destroyed:
+	}
+	return ""
+}
+
+// rotateCommand is the command that adds a version to the version's key, to be copied into a shell.
+func (v *version) rotateCommand() string {
+	flags := "--purpose " + shellQuote(string(v.Ref.Purpose))
+	if v.Ref.IsRoot() {
+		flags = "--rewrap"
+	}
+	return "keyhold key rotate " + flags + " " + argument(string(v.Ref.Scope))
 }

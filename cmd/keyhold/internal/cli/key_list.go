@@ -17,7 +17,8 @@ func (a *app) keyListCommand() *cobra.Command {
 		Use:   "list [SCOPE]",
 		Short: "List the keys of a scope, or of all, with their versions",
 		Long: `Lists root keys and data keys with all their versions. Of a key's versions the active one seals; pending, active and retired
-ones open. One that is behind is wrapped under an older version of its root key, which key rewrap changes.`,
+ones open, disabled and destroyed ones do not. One that is behind is wrapped under an older version of its root key, which key
+rewrap changes.`,
 		Args: args("[SCOPE]"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.with(cmd.Context(), keyhold.Config{}, func(s *session) error {

@@ -20,24 +20,27 @@ type rotated struct {
 
 func (a *app) keyRotateCommand() *cobra.Command {
 	var purpose string
+	var rewrap bool
 	c := &cobra.Command{
-		Use:   "rotate SCOPE",
+		Use:   "rotate SCOPE [--purpose P] [--rewrap]",
 		Short: "Add a version to a key and make it the one that seals",
 		Long: `Adds a version to the data key for a purpose, or without --purpose to the root key and then to every data key of the scope.
-What was sealed before opens as it did. It prints each key with its new version, also those that were rotated before an error.`,
+What was sealed before opens as it did. It prints each key with its new version, also those that were rotated before an error.
+With --rewrap it then does what key rewrap does, which goes on where that is interrupted.`,
 		Args: args("SCOPE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.with(cmd.Context(), keyhold.Config{}, func(s *session) error {
 				ref := key.Ref{Scope: key.Scope(args[0]), Purpose: key.Purpose(purpose)}
-				return a.rotate(cmd, s, ref, !cmd.Flags().Changed("purpose"))
+				return a.rotate(cmd, s, ref, !cmd.Flags().Changed("purpose"), rewrap)
 			})
 		},
 	}
 	c.Flags().StringVar(&purpose, "purpose", "", "the data key to rotate")
+	c.Flags().BoolVar(&rewrap, "rewrap", false, "wrap the scope's data keys under the newest version of its root key afterwards")
 	return c
 }
 
-func (a *app) rotate(cmd *cobra.Command, s *session, ref key.Ref, all bool) error {
+func (a *app) rotate(cmd *cobra.Command, s *session, ref key.Ref, all, rewrap bool) error {
 	ctx := cmd.Context()
 	if !all {
 		// An empty purpose would name the root key.
@@ -63,7 +66,10 @@ func (a *app) rotate(cmd *cobra.Command, s *session, ref key.Ref, all bool) erro
 	if !found {
 		return unknown(ctx, s, ref, keyhold.ErrNotFound)
 	}
-	if all {
+	switch {
+	case rewrap:
+		return list.end(a.rewrapRotated(ctx, s, ref.Scope))
+	case all:
 		a.say("keyhold key rewrap %s brings what is wrapped under the old root key under the new one", argument(string(ref.Scope)))
 	}
 	return list.end(nil)
@@ -80,4 +86,13 @@ func (a *app) rotateOne(ctx context.Context, s *session, k *keyhold.KeyInfo, lis
 	return list.add(rotated{k.Ref.Scope, kindOf(k.Ref), k.Ref.Purpose, version}, func(w io.Writer) {
 		line(w, k.Ref.Scope, purposeText(k.Ref), version)
 	})
+}
+
+// rewrapRotated wraps a scope's data keys anew, and says how many versions, also where some could not be.
+func (a *app) rewrapRotated(ctx context.Context, s *session, scope key.Scope) error {
+	n, err := s.Rewrap(ctx, scope)
+	if err == nil || n > 0 {
+		a.say("wrapped %s under the newest version of the root key", plural(n, "version of a data key", "versions of data keys"))
+	}
+	return unknown(ctx, s, key.Ref{Scope: scope}, err)
 }

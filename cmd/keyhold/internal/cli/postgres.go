@@ -126,11 +126,7 @@ func (a *app) explainPostgres(err error) *problem {
 		return fail("no_database", cannot+"there is no such database on the server", "createdb makes one")
 	case "42501": // insufficient privilege
 		return fail("permission", cannot+"its user may not do that: "+said.Message,
-			"docs/operations.md (Roles) says which role may do what; keyhold migrate up needs the one that owns the tables")
-	case "42704", "22023": // undefined parameter, invalid value of one, when the connection is made
-		if errors.Is(err, keyhold.ErrUnavailable) {
-			return fail("unavailable", cannot+"the server does not know a setting in the address, or not its value", "")
-		}
+			"docs/operations.md (Roles; Giving up versions) says which role may do what; keyhold migrate up needs the one that owns the tables")
 	case "08P01": // protocol violation
 		return fail("unavailable", cannot+"what is before the server, such as pgbouncer, refuses the user, the password, the database or a setting",
 			"settings such as search_path do not go through pgbouncer; --schema does")
@@ -152,6 +148,9 @@ func noConnection(err error) string {
 	if _, why, found := strings.Cut(text, "failed to verify certificate: "); found {
 		why, _, _ = strings.Cut(why, "\n")
 		return "the server's certificate is not accepted: " + strings.TrimSuffix(why, ")")
+	}
+	if strings.Contains(text, "the server refuses a setting of the address") {
+		return "the server does not know a setting in the address, or not its value"
 	}
 	if strings.Contains(text, "server refused TLS connection") {
 		return "the server has no encrypted connections, which sslmode asks for"

@@ -132,6 +132,7 @@ func TestAPasswordIsUsedAndNeverShown(t *testing.T) {
 			sealed := ""
 			for _, command := range []string{
 				"init", "scope create s --purpose p", "scope list", "key list", "key rotate s", "key rewrap s", "seal --scope s --purpose p", "open",
+				"scope reconcile --purpose p", "key references --register kms_epoch.n",
 				"status", "doctor", "migrate up", "migrate status", "migrate print", "init",
 			} {
 				for _, json := range []string{"", "--json"} {
@@ -253,8 +254,8 @@ func TestAServerThatNeverAnswersIsWaitedForAsLongAsTimeoutSays(t *testing.T) {
 	root := newRoot(t)
 	start := time.Now()
 	for _, command := range []string{
-		"init", "scope list", "key list", "key rotate s", "seal --scope s --purpose p", "open", "status", "doctor",
-		"migrate up", "migrate status",
+		"init", "scope list", "scope reconcile --purpose p", "key list", "key rotate s", "key disable kdkv_0", "key enable kdkv_0",
+		"key destroy kdkv_0", "key references", "seal --scope s --purpose p", "open", "status", "doctor", "migrate up", "migrate status",
 	} {
 		code, stdout, stderr := run(t, nil, append(strings.Fields(command), "--db", silent, "--root", "file:"+root, "--timeout", "50ms")...)
 		if code != exitFailed || stdout != "" || !strings.HasPrefix(stderr, "keyhold: error: no answer within 50ms\n") {
@@ -382,7 +383,8 @@ func TestEverythingGoesThroughPgbouncer(t *testing.T) {
 	sealed := ""
 	for _, command := range []string{
 		"migrate up --schema keys", "init --schema keys", "scope create s --purpose p --schema keys", "seal --scope s --purpose p --schema keys",
-		"key rotate s --schema keys", "key rewrap s --schema keys", "open --schema keys", "status --schema keys", "doctor --schema keys",
+		"key rotate s --schema keys", "key rewrap s --schema keys", "scope reconcile --purpose p --purpose q --schema keys",
+		"key references --register keys.kms_epoch.n --schema keys", "open --schema keys", "status --schema keys", "doctor --schema keys",
 		"demo --dir " + t.TempDir(),
 	} {
 		args := append(strings.Fields(command), flags...)

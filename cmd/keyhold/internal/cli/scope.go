@@ -10,11 +10,39 @@ import (
 )
 
 func (a *app) scopeCommand() *cobra.Command {
-	return group("scope", "Scopes, such as tenants", a.scopeCreateCommand(), a.scopeListCommand(), a.scopeRenameCommand())
+	return group("scope", "Scopes, such as tenants",
+		a.scopeCreateCommand(), a.scopeListCommand(), a.scopeRenameCommand(), a.scopeReconcileCommand())
+}
+
+// purposeFlags are the purposes of data keys, by what the keys are for.
+type purposeFlags struct{ message, raw, index []string }
+
+func (f *purposeFlags) add(c *cobra.Command) {
+	c.Flags().StringArrayVar(&f.message, "purpose", nil, "what a data key for messages is for; can be repeated")
+	c.Flags().StringArrayVar(&f.raw, "raw-purpose", nil,
+		"what a data key of raw bytes is for, which the application uses itself; can be repeated")
+	c.Flags().StringArrayVar(&f.index, "index-purpose", nil, "what a data key for blind indexes is for; can be repeated")
+}
+
+func (f *purposeFlags) config() (keyhold.Config, error) {
+	given := slices.Sorted(slices.Values(slices.Concat(f.message, f.raw, f.index)))
+	if len(given) == 0 {
+		return keyhold.Config{}, usageError("no purpose is given", "give --purpose, --raw-purpose or --index-purpose, each as often as needed")
+	}
+	for i := 1; i < len(given); i++ {
+		if given[i] == given[i-1] {
+			return keyhold.Config{}, usageError("the purpose "+quote(given[i])+" is given twice", "one data key is for one use")
+		}
+	}
+	return keyhold.Config{
+		Purposes:      as[keyhold.Purpose](f.message),
+		RawPurposes:   as[keyhold.Purpose](f.raw),
+		IndexPurposes: as[keyhold.Purpose](f.index),
+	}, nil
 }
 
 func (a *app) scopeCreateCommand() *cobra.Command {
-	var purposes, raw, index []string
+	var purposes purposeFlags
 	c := &cobra.Command{
 		Use:   "create SCOPE --purpose P...",
 		Short: "Make the keys of a scope",
@@ -22,19 +50,9 @@ func (a *app) scopeCreateCommand() *cobra.Command {
 that are missing. It prints the scope's keys, as key list does.`,
 		Args: args("SCOPE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(purposes)+len(raw)+len(index) == 0 {
-				return usageError("no purpose is given", "give --purpose, --raw-purpose or --index-purpose, each as often as needed")
-			}
-			given := slices.Sorted(slices.Values(slices.Concat(purposes, raw, index)))
-			for i := 1; i < len(given); i++ {
-				if given[i] == given[i-1] {
-					return usageError("the purpose "+quote(given[i])+" is given twice", "one data key is for one use")
-				}
-			}
-			config := keyhold.Config{
-				Purposes:      as[keyhold.Purpose](purposes),
-				RawPurposes:   as[keyhold.Purpose](raw),
-				IndexPurposes: as[keyhold.Purpose](index),
+			config, err := purposes.config()
+			if err != nil {
+				return err
 			}
 			return a.with(cmd.Context(), config, func(s *session) error {
 				scope := keyhold.Scope(args[0])
@@ -46,10 +64,7 @@ that are missing. It prints the scope's keys, as key list does.`,
 			})
 		},
 	}
-	c.Flags().StringArrayVar(&purposes, "purpose", nil, "what a data key for messages is for; can be repeated")
-	c.Flags().StringArrayVar(&raw, "raw-purpose", nil,
-		"what a data key of raw bytes is for, which the application uses itself; can be repeated")
-	c.Flags().StringArrayVar(&index, "index-purpose", nil, "what a data key for blind indexes is for; can be repeated")
+	purposes.add(c)
 	return c
 }
 
