@@ -11,7 +11,8 @@ import (
 
 func (a *app) scopeCommand() *cobra.Command {
 	return group("scope", "Scopes, such as tenants",
-		a.scopeCreateCommand(), a.scopeListCommand(), a.scopeRenameCommand(), a.scopeReconcileCommand())
+		a.scopeCreateCommand(), a.scopeListCommand(), a.scopeRenameCommand(), a.scopeReconcileCommand(),
+		a.scopeShredCommand())
 }
 
 // purposeFlags are the purposes of data keys, by what the keys are for.
