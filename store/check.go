@@ -161,7 +161,7 @@ func (c *checker) installation(in *Installation) {
 func (c *checker) family(scope key.Scope, f *Family) {
 	root := &f.Root
 	subject := key.Ref{Scope: scope}.String()
-	c.id(subject, root.ID, key.PrefixRootKey)
+	c.keyID(subject, root.ID, key.PrefixRootKey, root)
 	if err := scope.Validate(); err != nil {
 		c.add(subject, "%v", err)
 	}
@@ -172,7 +172,7 @@ func (c *checker) family(scope key.Scope, f *Family) {
 	for i := range f.Data {
 		k := &f.Data[i]
 		subject := fmt.Sprintf("key %q of scope %q", string(k.Purpose), string(scope))
-		c.id(subject, k.ID, key.PrefixDataKey)
+		c.keyID(subject, k.ID, key.PrefixDataKey, root)
 		if err := k.Purpose.Validate(); err != nil {
 			c.add(subject, "%v", err)
 		}
@@ -362,6 +362,19 @@ func (c *checker) id(subject string, id key.ID, prefix string) {
 	if b, form := key.ParseBase32(text); !ok || !form || len(b) != 16 {
 		c.add(subject, "the id %q is not %s and 16 bytes in base32hex", id, prefix)
 	}
+}
+
+// keyID looks at the id of a root key or data key of root's scope. One that an import brought keeps its old id.
+func (c *checker) keyID(subject string, id key.ID, prefix string, root *Key) {
+	imported := slices.ContainsFunc(root.Versions, func(v Version) bool { return v.Alg == key.Imported }) ||
+		slices.ContainsFunc(root.Tombstones, func(t Tombstone) bool { return t.Alg == key.Imported })
+	text, ok := strings.CutPrefix(string(id), prefix)
+	// The rest of such an id is as that of a version's.
+	if imported && ok && len(id) <= key.MaxIDLen && key.ID(key.PrefixRootKeyVersion+text).Validate() == nil {
+		c.unique(subject, id)
+		return
+	}
+	c.id(subject, id, prefix)
 }
 
 func (c *checker) unique(subject string, id key.ID) {

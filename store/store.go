@@ -67,8 +67,11 @@ type Store interface {
 	// Unregister takes back what Register stored, whether the column is still there or not. [ErrNotFound] if nothing was.
 	Unregister(ctx context.Context, c Column) error
 
-	// Integrity asks the database itself what is wrong with the tables: broken references, damaged pages, rows that
-	// no constraint could refuse. One sentence for each; none if all is well. It reads everything.
+	// Integrity asks the database itself what is wrong with the tables: tables, columns, constraints, indexes, triggers
+	// and functions that are missing, turned off or not what the migrations make, broken references, damaged pages, rows
+	// that no constraint could refuse. What an application added to the tables is nothing wrong. One sentence for each,
+	// which names it; none if all is well. It reads everything, but where tables are so wrong that statements about
+	// their rows need not work, it says that alone.
 	Integrity(ctx context.Context) ([]string, error)
 
 	// Close releases what the store opened, and nothing that it was given. The store cannot be used afterwards.

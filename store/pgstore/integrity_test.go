@@ -26,7 +26,7 @@ func TestIntegrityFindsWhatWasDoneByHand(t *testing.T) {
 			off + "update kms_data_key_version set root_key_version_id = 'krkv_b1' where version = 1" + on, "version kdkv_a1 is wrapped under",
 		},
 		"a trigger that is off": {
-			"alter table kms_tombstone disable trigger kms_tombstone_kept", "trigger kms_tombstone_kept is turned off",
+			"alter table kms_tombstone disable trigger kms_tombstone_kept", "trigger kms_tombstone_kept of table kms_tombstone is turned off",
 		},
 		"all triggers off": {
 			"alter table kms_data_key disable trigger all", "a foreign key of table kms_data_key is turned off",
