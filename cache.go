@@ -10,8 +10,8 @@ import (
 	"keyhold.example/keyhold/store"
 )
 
-// Bounds of the cache. An opened key takes about 2 KiB, a snapshot of a key with one version 2 KiB and of each further one
-// 200 bytes, the others about 150 bytes.
+// Bounds of the cache. An opened key takes about 2 KiB, a snapshot of a key with one version 2 KiB and of each further
+// one 200 bytes, the others about 150 bytes.
 const (
 	maxOpened    = 16_384
 	maxSnapshots = 16_384
@@ -21,9 +21,10 @@ const (
 
 // cache keeps what is costly to make or to read again.
 //
-// Opened keys are found only by a row that is, byte for byte, the one that was unwrapped, so that a changed row is never
-// taken for an opened one; they say nothing of whether a key may be used. Snapshots do, as long as their epochs are
-// right, which who asks for them looks at. The highest sequence number that was seen of each key is remembered, too.
+// Opened keys are found only by a row that is, byte for byte, the one that was unwrapped, so that a changed row is
+// never taken for an opened one; they say nothing of whether a key may be used. Snapshots do, as long as their epochs
+// are right, which who asks for them looks at. The highest sequence number that was seen of each key is remembered,
+// too.
 type cache struct {
 	mu        sync.Mutex
 	opened    lru[key.ID, opened]

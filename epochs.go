@@ -18,8 +18,8 @@ import (
 const (
 	epochLife = 5 * time.Second
 
-	// askLimit is how long one question may take; then it is asked again, on another connection, as long as the call may
-	// last. So what is known is never older than 7 s, and a connection that leads nowhere holds nobody up for long.
+	// askLimit is how long one question may take; then it is asked again, on another connection, as long as the call
+	// may last. So what is known is never older than 7 s, and a connection that leads nowhere holds nobody up for long.
 	askLimit = 2 * time.Second
 
 	// renewEvery is how often, at most, epochs are read again because something that is not known is asked for, which
@@ -122,8 +122,8 @@ func (e *epochs) ask(ctx context.Context, a *asking) error {
 // changed says that this process has changed a key, or may have.
 func (e *epochs) changed() { e.changes.Add(1) }
 
-// renew makes sure that what [epochs.current] returns next was asked for after this call began. It may have to wait, for
-// renewEvery at most.
+// renew makes sure that what [epochs.current] returns next was asked for after this call began. It may have to wait,
+// for renewEvery at most.
 func (e *epochs) renew(ctx context.Context) error {
 	for began := time.Now(); ; {
 		e.mu.Lock()

@@ -314,8 +314,8 @@ func TestAReplacedInstallationIsSeenAfterFiveSeconds(t *testing.T) {
 	})
 }
 
-// A failover loses a rotation, which this process had seen and reports; then somebody repeats it, and by chance the epochs
-// are what they were. The lost version does not seal again.
+// A failover loses a rotation, which this process had seen and reports; then somebody repeats it, and by chance the
+// epochs are what they were. The lost version does not seal again.
 func TestALostVersionDoesNotSealAgainWhenEpochsAreAsBefore(t *testing.T) {
 	inTwo(t, func(t *testing.T, w *two) {
 		var before, after memstore.Data

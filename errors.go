@@ -31,7 +31,8 @@ var (
 	// ErrDisabled: the ciphertext's key version is disabled or destroyed.
 	ErrDisabled = errors.New("key version is not to be used")
 
-	// ErrState: the version's state does not allow what was asked for; the error's text says what has to be done before.
+	// ErrState: the version's state does not allow what was asked for; the error's text says what has to be done
+	// before.
 	ErrState = errors.New("key version is not in the right state")
 
 	// ErrPurpose: the key is for something else, such as blind indexes where messages were to be sealed.

@@ -22,10 +22,10 @@ type Reconciled struct {
 // installation's. It may be interrupted, repeated, and run by any number of processes at once: each key is made once.
 // Scopes that are created meanwhile get their keys by their own.
 //
-// A scope whose root key cannot be used is left as it is; the others are reconciled, and then the error, which joins one
-// for each, says which. [ErrPurpose] if a purpose is stored for another use than it is configured for; nothing is created
-// then. It takes three round trips for each purpose and hundred scopes that lack it; [Config.Timeout] limits each of
-// them, and ctx all of it.
+// A scope whose root key cannot be used is left as it is; the others are reconciled, and then the error, which joins
+// one for each, says which. [ErrPurpose] if a purpose is stored for another use than it is configured for; nothing is
+// created then. It takes three round trips for each purpose and hundred scopes that lack it; [Config.Timeout] limits
+// each of them, and ctx all of it.
 func (m *Manager) Reconcile(ctx context.Context) (Reconciled, error) {
 	var done Reconciled
 	dropped, err := m.storePurposes(ctx)

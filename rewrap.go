@@ -24,8 +24,8 @@ func (m *Manager) Rewrap(ctx context.Context, scope key.Scope) (int, error) {
 	return m.committed().rewrap(ctx, scope)
 }
 
-// RewrapTx is [Manager.Rewrap] inside the application's transaction. After [ErrUnavailable] and [ErrUnknownOutcome] that
-// has to be rolled back.
+// RewrapTx is [Manager.Rewrap] inside the application's transaction. After [ErrUnavailable] and [ErrUnknownOutcome]
+// that has to be rolled back.
 func (m *Manager) RewrapTx(ctx context.Context, tx store.Tx, scope key.Scope) (int, error) {
 	return m.inside(tx).rewrap(ctx, scope)
 }

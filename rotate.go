@@ -26,9 +26,9 @@ func (m *Manager) Rotate(ctx context.Context, ref key.Ref) (key.Version, error) 
 	return m.rotate(ctx, m.committed, ref, 0)
 }
 
-// RotateTx is [Manager.Rotate] inside the application's transaction: the new version is there, and the head, when that is
-// committed. Until then, only calls inside that transaction seal with it; afterwards every other process does 5 s later,
-// as after any rotation. After [ErrUnavailable] and [ErrUnknownOutcome] it has to be rolled back.
+// RotateTx is [Manager.Rotate] inside the application's transaction: the new version is there, and the head, when that
+// is committed. Until then, only calls inside that transaction seal with it; afterwards every other process does 5 s
+// later, as after any rotation. After [ErrUnavailable] and [ErrUnknownOutcome] it has to be rolled back.
 func (m *Manager) RotateTx(ctx context.Context, tx store.Tx, ref key.Ref) (key.Version, error) {
 	return m.rotate(ctx, func() reader { return m.inside(tx) }, ref, 0)
 }

@@ -14,8 +14,8 @@ import (
 
 // CreateScope makes a scope: its root key, and a data key for each purpose of the [Config]. Where the scope is there
 // already, it makes the data keys that it lacks; so it may be repeated, and any number of callers may do it at once. A
-// name that another scope had a moment ago should rest for 7 s: other processes may still use that scope's keys, and so may
-// this one, if the old scope goes in the same transaction as the new one comes.
+// name that another scope had a moment ago should rest for 7 s: other processes may still use that scope's keys, and so
+// may this one, if the old scope goes in the same transaction as the new one comes.
 //
 // It takes two round trips. Errors: [*InvalidError]; [ErrPurpose] if there is a key for one of the purposes that is for
 // another use; [ErrForeignKey] if the application's table of scopes has no such row; [*IntegrityError];

@@ -40,8 +40,8 @@ func (m *Manager) Destroy(ctx context.Context, id key.ID) error {
 	return m.changeVersion(ctx, m.committed, id, "destroy", destroy)
 }
 
-// DestroyTx is [Manager.Destroy] inside the application's transaction, beside the delete of the last rows that it sealed.
-// After [ErrUnavailable] and [ErrUnknownOutcome] that has to be rolled back.
+// DestroyTx is [Manager.Destroy] inside the application's transaction, beside the delete of the last rows that it
+// sealed. After [ErrUnavailable] and [ErrUnknownOutcome] that has to be rolled back.
 func (m *Manager) DestroyTx(ctx context.Context, tx store.Tx, id key.ID) error {
 	return m.changeVersion(ctx, func() reader { return m.inside(tx) }, id, "destroy", destroy)
 }
@@ -202,9 +202,9 @@ func (m *Manager) References(ctx context.Context, id key.ID) ([]Reference, error
 }
 
 // Register says that a column of the application's has ids of data key versions in it, without a foreign key to
-// kms_data_key_version(private_id): [Manager.Destroy] looks there, too. Unlike with a foreign key, a row that is inserted
-// while a version is destroyed is not noticed. Registering a column twice does nothing. [ErrNotFound] if there is no such
-// column.
+// kms_data_key_version(private_id): [Manager.Destroy] looks there, too. Unlike with a foreign key, a row that is
+// inserted while a version is destroyed is not noticed. Registering a column twice does nothing. [ErrNotFound] if there
+// is no such column.
 func (m *Manager) Register(ctx context.Context, c Column) error {
 	ctx, end, err := m.begin(ctx)
 	if err != nil {

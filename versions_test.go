@@ -217,7 +217,8 @@ func TestRotateAndRewrapInTheApplicationsTransaction(t *testing.T) {
 	})
 }
 
-// Every call of a change of state fails in turn, before and after it was done; then it is done or not, and again ends it.
+// Every call of a change of state fails in turn, before and after it was done; then it is done or not, and again ends
+// it.
 func TestChangesOfStateSurviveEveryFault(t *testing.T) {
 	for _, mode := range []faultstore.Mode{faultstore.Before, faultstore.After} {
 		for n := 0; ; n++ {

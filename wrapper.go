@@ -47,9 +47,9 @@ func (m *Manager) Wrapper(ctx context.Context, ref key.Ref) (wrapping.Wrapper, e
 	return w, nil
 }
 
-// VersionWrapper is [Manager.Wrapper] for one version of ref's key: KeyId is its id, whatever the head is; Decrypt refuses
-// blobs of other versions with [ErrOpen]; Encrypt is [ErrState] as soon as another version is the head. It is for what
-// tells wrappers apart by the key id that they had when they were added, such as multi.PooledWrapper.
+// VersionWrapper is [Manager.Wrapper] for one version of ref's key: KeyId is its id, whatever the head is; Decrypt
+// refuses blobs of other versions with [ErrOpen]; Encrypt is [ErrState] as soon as another version is the head. It is
+// for what tells wrappers apart by the key id that they had when they were added, such as multi.PooledWrapper.
 func (m *Manager) VersionWrapper(ctx context.Context, ref key.Ref, id key.ID) (wrapping.Wrapper, error) {
 	if err := errors.Join(ref.Validate(), id.Validate()); err != nil {
 		return nil, err
@@ -71,8 +71,8 @@ func (m *Manager) VersionWrapper(ctx context.Context, ref key.Ref, id key.ID) (w
 	return &keyWrapper{m: m, ref: ref, only: id}, nil
 }
 
-// keyWith reads ref's key, and the version of it that has the id, if that may open; or the head if id is empty. Only data
-// keys are kept.
+// keyWith reads ref's key, and the version of it that has the id, if that may open; or the head if id is empty. Only
+// data keys are kept.
 func (r reader) keyWith(ctx context.Context, ref key.Ref, id key.ID) (family, *store.Version, error) {
 	if !ref.IsRoot() && id != "" {
 		return r.dataKeyWith(ctx, ref, id)

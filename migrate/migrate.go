@@ -60,8 +60,8 @@ type Options struct {
 	// from 1.
 	First uint
 
-	// Name begins the name of every file, after its number: letters, digits, underscores, such as "keyhold_". Empty adds
-	// nothing.
+	// Name begins the name of every file, after its number: letters, digits, underscores, such as "keyhold_". Empty
+	// adds nothing.
 	Name string
 }
 

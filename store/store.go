@@ -64,14 +64,15 @@ type Store interface {
 	// [ErrNotFound] if there is no such column.
 	Register(ctx context.Context, c Column) error
 
-	// Unregister takes back what Register stored, whether the column is still there or not. [ErrNotFound] if nothing was.
+	// Unregister takes back what Register stored, whether the column is still there or not. [ErrNotFound] if nothing
+	// was.
 	Unregister(ctx context.Context, c Column) error
 
 	// Integrity asks the database itself what is wrong with the tables: tables, columns, constraints, indexes, triggers
-	// and functions that are missing, turned off or not what the migrations make, broken references, damaged pages, rows
-	// that no constraint could refuse. What an application added to the tables is nothing wrong. One sentence for each,
-	// which names it; none if all is well. It reads everything, but where tables are so wrong that statements about
-	// their rows need not work, it says that alone.
+	// and functions that are missing, turned off or not what the migrations make, broken references, damaged pages,
+	// rows that no constraint could refuse. What an application added to the tables is nothing wrong. One sentence for
+	// each, which names it; none if all is well. It reads everything, but where tables are so wrong that statements
+	// about their rows need not work, it says that alone.
 	Integrity(ctx context.Context) ([]string, error)
 
 	// Close releases what the store opened, and nothing that it was given. The store cannot be used afterwards.
@@ -115,9 +116,9 @@ type Queries interface {
 	// installation's.
 	Create(ctx context.Context, inst [16]byte, keys []Key) (int, error)
 
-	// Update changes one key, all or nothing. [ErrConflict] if the key's sequence number is not u.From, if the key
-	// is not there, or if u.Inst is not the installation; [ErrForeignKey] if anything that References names has the id
-	// of a version that was to be destroyed, whatever a foreign key would do on delete. A row that is inserted meanwhile
+	// Update changes one key, all or nothing. [ErrConflict] if the key's sequence number is not u.From, if the key is
+	// not there, or if u.Inst is not the installation; [ErrForeignKey] if anything that References names has the id of
+	// a version that was to be destroyed, whatever a foreign key would do on delete. A row that is inserted meanwhile
 	// is seen, or refused by its foreign key.
 	Update(ctx context.Context, u Update) error
 

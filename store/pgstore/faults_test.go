@@ -143,8 +143,8 @@ func TestAnyMessageMayBeTheLast(t *testing.T) {
 			for by, open := range faulty {
 				for mode := range 4 {
 					after, on := mode&1 != 0, mode&2 != 0
-					// Those of database/sql take more messages, and the same becomes of them: each is lost in one mode. So are
-					// those of Migrate, which take longest.
+					// Those of database/sql take more messages, and the same becomes of them: each is lost in one mode.
+					// So are those of Migrate, which take longest.
 					first, step := 1, 1
 					if by != "pgxpool" || op.Name == "Migrate" {
 						first, step = 1+mode, 4

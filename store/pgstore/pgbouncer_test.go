@@ -75,8 +75,8 @@ func TestManagerThroughPgbouncer(t *testing.T) {
 	}
 }
 
-// Each driver, set as docs/operations.md says, gets its own answers where it shares few connections with others: no read
-// of the store runs a statement of the application's, nor the other way.
+// Each driver, set as docs/operations.md says, gets its own answers where it shares few connections with others: no
+// read of the store runs a statement of the application's, nor the other way.
 func TestManyClientsOfEachDriverThroughPgbouncer(t *testing.T) {
 	behind := bouncer(t)
 	for driver, setting := range map[string]string{"pgx": "default_query_exec_mode=exec", "postgres": "binary_parameters=yes"} {

@@ -78,8 +78,8 @@ func (q queries) References(ctx context.Context, id key.ID) ([]store.Reference, 
 	return list, nil
 }
 
-// references lists columns and counts their rows with one of the ids, or, if there are none, with any. It takes two round
-// trips.
+// references lists columns and counts their rows with one of the ids, or, if there are none, with any. It takes two
+// round trips.
 func (w *writer) references(ctx context.Context, kind key.Kind, ids ...key.ID) ([]store.Reference, error) {
 	list, setting, err := w.columns(ctx, kind)
 	if err != nil {

@@ -19,7 +19,8 @@ func destroyable(t *testing.T, c Config) (*Store, *storetest.Maker, store.Key) {
 	return s, m, sqltest.Destroyable(t, s, m)
 }
 
-// What refers to versions is found in every schema, of every table with its own prefix, whatever the columns are called.
+// What refers to versions is found in every schema, of every table with its own prefix, whatever the columns are
+// called.
 func TestReferencesAreFoundInEverySchema(t *testing.T) {
 	for name, c := range map[string]Config{"defaults": {}, "other": {Prefix: "other", Schema: `the "keys"`}} {
 		t.Run(name, func(t *testing.T) {

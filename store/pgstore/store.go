@@ -103,9 +103,9 @@ func (c Config) New(pool *pgxpool.Pool) (*Store, error) {
 func FromSQL(db *sql.DB) (*Store, error) { return Config{}.FromSQL(db) }
 
 // FromSQL is [Config.New] for a pool of database/sql, whatever its driver. Through pgbouncer, pgx's driver needs
-// default_query_exec_mode=exec in its address, and lib/pq binary_parameters=yes: see docs/operations.md. Statements go one by one, so that a write
-// takes a round trip for each; a driver whose errors have no SQLState method has all of them taken for a lost
-// connection.
+// default_query_exec_mode=exec in its address, and lib/pq binary_parameters=yes: see docs/operations.md. Statements go
+// one by one, so that a write takes a round trip for each; a driver whose errors have no SQLState method has all of
+// them taken for a lost connection.
 func (c Config) FromSQL(db *sql.DB) (*Store, error) { return c.store(sqlSource{db}) }
 
 func (c Config) store(from source) (*Store, error) {

@@ -144,8 +144,8 @@ func (s *Store) retry(ctx context.Context, f func() error) error {
 	}
 }
 
-// discardLost closes the pool's idle connections that are lost, up to the first that answers. A server that was restarted
-// leaves as many of them as were idle, and each would cost an attempt.
+// discardLost closes the pool's idle connections that are lost, up to the first that answers. A server that was
+// restarted leaves as many of them as were idle, and each would cost an attempt.
 func (s *Store) discardLost(ctx context.Context) {
 	for ctx.Err() == nil {
 		c, release, err := s.acquire(ctx)

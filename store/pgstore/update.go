@@ -122,9 +122,9 @@ func (w *writer) update(ctx context.Context, u *store.Update) error {
 	return w.run(ctx, batch...)
 }
 
-// notReferred looks, before versions are deleted, whether a row has the id of one. A foreign key may take that row along,
-// or say so only at the end of the transaction, which may be the application's; and where there is none, nobody else says
-// it. The versions' rows are locked first, so that whoever inserts a row with a foreign key to one waits.
+// notReferred looks, before versions are deleted, whether a row has the id of one. A foreign key may take that row
+// along, or say so only at the end of the transaction, which may be the application's; and where there is none, nobody
+// else says it. The versions' rows are locked first, so that whoever inserts a row with a foreign key to one waits.
 func (w *writer) notReferred(ctx context.Context, id string, u *store.Update, first statement) error {
 	var numbers []int64
 	for _, n := range u.Destroy {

@@ -85,8 +85,8 @@ func replaceBreaking() []breaking {
 	return list
 }
 
-// TestEveryTableRefusesToReplace is about tables to come, too. Rows of the epochs and of references may be deleted, so also
-// replaced.
+// TestEveryTableRefusesToReplace is about tables to come, too. Rows of the epochs and of references may be deleted, so
+// also replaced.
 func TestEveryTableRefusesToReplace(t *testing.T) {
 	s := migrated(t, Config{}, filepath.Join(t.TempDir(), "keys.db"))
 	rows, err := s.DB().Query(`select name, exists (select 1 from sqlite_master where type = 'trigger' and name = t.name || '_no_replace')

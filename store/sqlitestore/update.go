@@ -143,8 +143,9 @@ func (w *writer) destroy(ctx context.Context, u *store.Update, v key.Version) er
 	return err
 }
 
-// notReferred looks, before a version is deleted, whether a row has its id. A foreign key may take that row along, or say
-// so only at the end of the transaction, which may be the application's; and where there is none, nobody else says it.
+// notReferred looks, before a version is deleted, whether a row has its id. A foreign key may take that row along, or
+// say so only at the end of the transaction, which may be the application's; and where there is none, nobody else says
+// it.
 func (w *writer) notReferred(ctx context.Context, u *store.Update, n key.Version) error {
 	var id key.ID
 	err := w.each(ctx, of(u.Kind).idOf, func(r *sql.Rows) error { return r.Scan(&id) }, string(u.KeyID), int64(n))

@@ -33,8 +33,8 @@ type Harness struct {
 	// the test is over, if it is still open. Optional.
 	Begin func(t testing.TB, s store.Store) (tx store.Tx, commit, rollback func() error)
 
-	// NoDestroyInTx says that the transactions of Begin are not allowed to destroy versions, as those of a database user
-	// without the right to are not.
+	// NoDestroyInTx says that the transactions of Begin are not allowed to destroy versions, as those of a database
+	// user without the right to are not.
 	NoDestroyInTx bool
 
 	// DeleteScope deletes the row of the scope's root key, as the application's delete of a tenant does by cascade.

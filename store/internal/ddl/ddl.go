@@ -182,8 +182,8 @@ func (d Difference) String() string {
 	return d.Object.String() + " is not what the migrations make: change it back to that (keyhold migrate print)"
 }
 
-// Compare returns how have differs from s. What only have has does not count, and of a table that is missing nothing else
-// is told. same compares two definitions.
+// Compare returns how have differs from s. What only have has does not count, and of a table that is missing nothing
+// else is told. same compares two definitions.
 func (s Schema) Compare(have Schema, same func(o Object, want, have Tokens) bool) (found []Difference) {
 	for o, definition := range s {
 		other, there := have[o]

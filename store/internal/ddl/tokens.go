@@ -62,7 +62,8 @@ func (t Tokens) StartWithWords(words ...string) bool {
 	return true
 }
 
-// Unqualified is t with the names that are said to be in namespace without it. The bodies of functions stay as they are.
+// Unqualified is t with the names that are said to be in namespace without it. The bodies of functions stay as they
+// are.
 func (t Tokens) Unqualified(namespace string) Tokens {
 	if namespace == "" {
 		return t

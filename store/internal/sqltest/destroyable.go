@@ -8,8 +8,8 @@ import (
 	"keyhold.example/keyhold/store/storetest"
 )
 
-// Destroyable gives a store with tables an installation and a data key whose first version is disabled, so that an update
-// may destroy it, and returns that key.
+// Destroyable gives a store with tables an installation and a data key whose first version is disabled, so that an
+// update may destroy it, and returns that key.
 func Destroyable(t testing.TB, s store.Store, m *storetest.Maker) store.Key {
 	t.Helper()
 	ctx := t.Context()

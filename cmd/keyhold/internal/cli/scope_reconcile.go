@@ -49,8 +49,9 @@ at once. A scope whose keys are not as keyhold stored them is left out, and the 
 	return c
 }
 
-// onlyScopes makes one error of those that [keyhold.Manager.Reconcile] joins: what ended it; or if nothing did, the first
-// of the scopes that it left out, with how many more there are. Each is in it once for every purpose that it lacks.
+// onlyScopes makes one error of those that [keyhold.Manager.Reconcile] joins: what ended it; or if nothing did, the
+// first of the scopes that it left out, with how many more there are. Each is in it once for every purpose that it
+// lacks.
 func onlyScopes(err error) error {
 	joined, ok := err.(interface{ Unwrap() []error })
 	if !ok {
