@@ -58,7 +58,8 @@ func TestTheExampleOnPostgres(t *testing.T) {
 	_, err = conn.Exec(ctx, "delete from tenant")
 	must(t, err)
 	scopes := 0
-	for range keys.Scopes(ctx) {
+	for _, err := range keys.Scopes(ctx) {
+		must(t, err)
 		scopes++
 	}
 	if scopes != 0 {

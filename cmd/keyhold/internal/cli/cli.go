@@ -101,7 +101,7 @@ func (a *app) command() *cobra.Command {
 	root.SetHelpCommand(helpCommand())
 	root.AddCommand(
 		a.demoCommand(), a.rootCommand(), a.initCommand(), a.scopeCommand(), a.keyCommand(), a.sealCommand(), a.openCommand(),
-		a.statusCommand(), a.doctorCommand(), a.migrateCommand(), a.versionCommand(),
+		a.statusCommand(), a.doctorCommand(), a.migrateCommand(), a.importCommand(), a.versionCommand(),
 	)
 	return root
 }

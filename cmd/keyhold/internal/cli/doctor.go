@@ -21,8 +21,9 @@ func (a *app) doctorCommand() *cobra.Command {
 		Use:   "doctor",
 		Short: "Open every key and check every row and manifest",
 		Long: `Reads the whole installation: asks the database whether its file, if it is one, and its references are sound, compares the
-tables with what the migrations make, down to constraints and triggers that somebody dropped, checks every rule that the rows have to keep, every manifest, and unwraps every version of every key. It prints what is wrong, one finding on each line, and
-changes nothing. The exit code is 3 if there is any.`,
+tables with what the migrations make, down to constraints and triggers that somebody dropped, checks every rule that the
+rows have to keep, every manifest, and unwraps every version of every key. It prints what is wrong, one finding on each
+line, and changes nothing. The exit code is 3 if there is any.`,
 		Args: args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			findings, failure := a.examine(cmd)

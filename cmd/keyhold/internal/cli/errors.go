@@ -85,7 +85,7 @@ func (a *app) explain(ctx context.Context, err error) *problem {
 	case errors.As(err, &option):
 		return &problem{Code: "invalid", Message: option.Error(), exit: exitUsage}
 	case errors.As(err, &schema):
-		return fail("schema", schema.Error(), "")
+		return fail("schema", schema.Error(), schemaHint(schema))
 	case errors.Is(err, keyhold.ErrNotInitialized):
 		return fail("not_initialized", "there is no installation in "+a.where()+", with tables "+a.tables(), "keyhold init makes one")
 	case errors.Is(err, keyhold.ErrPin):
@@ -132,8 +132,8 @@ func (a *app) explain(ctx context.Context, err error) *problem {
 	return fail("failed", firstLine(err), "")
 }
 
-// timedOut says whether the time that --timeout gives was over. A database that is unavailable may also have let another
-// limit pass, such as the address's connect_timeout; the manager's own says that it is.
+// timedOut says whether the time that --timeout gives was over. A database that is unavailable may also have let
+// another limit pass, such as the address's connect_timeout; the manager's own says that it is.
 func timedOut(err error) bool {
 	return errors.Is(err, context.DeadlineExceeded) &&
 		(!errors.Is(err, keyhold.ErrUnavailable) || strings.Contains(err.Error(), "(Config.Timeout)"))

@@ -17,7 +17,8 @@ func (a *app) openCommand() *cobra.Command {
 		Short:   "Decrypt standard input to standard output",
 		Long: `Decrypts what seal wrote, given the same --context. With --scope and --purpose it opens only what was sealed with that key;
 without both it opens what any key of the installation sealed, and says on standard error whose it was. If anything is wrong,
-nothing is written to standard output.`,
+nothing is written to standard output. A marshalled BlobInfo of go-kms-wrapping's opens, too, if a key of the installation
+sealed it, also before that key was imported; its WithAad is --context.`,
 		Args: args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx := cmd.Context()
@@ -30,13 +31,13 @@ nothing is written to standard output.`,
 					return err
 				}
 				if ref.Scope != "" {
-					plaintext, err := s.Open(ctx, ref, sealed, keyhold.Context(parts...))
+					plaintext, err := openWith(ctx, s, ref, sealed, parts)
 					if err != nil {
 						return unknown(ctx, s, ref, err)
 					}
 					return a.write(plaintext)
 				}
-				plaintext, whose, err := s.OpenAny(ctx, sealed, keyhold.Context(parts...))
+				plaintext, whose, err := openAny(ctx, s, sealed, parts)
 				if err != nil {
 					return err
 				}

@@ -1,0 +1,69 @@
+package cli
+
+import (
+	"context"
+
+	wrapping "github.com/hashicorp/go-kms-wrapping/v2"
+
+	"keyhold.example/keyhold"
+	"keyhold.example/keyhold/cmd/keyhold/internal/kmsimport"
+)
+
+// takePlace makes the old database and prefix the command's own, and refuses others.
+func (a *app) takePlace(f kmsFlags) error {
+	switch {
+	case a.db != "" && a.db != f.from:
+		return usageError("with --in-place the keys stay in the database of --from, and --db is another", "leave out --db or --in-place")
+	case a.schema != "":
+		return usageError("with --in-place the tables stay in their schema", "leave out --schema")
+	case len(a.allPins()) > 0:
+		return usageError("with --in-place a new installation is made, which no pin is known of", "leave out --pin, and unset KEYHOLD_PIN")
+	}
+	a.db, a.prefix = f.from, f.prefix
+	return nil
+}
+
+// importInPlace puts keyhold's tables in the place of the old ones.
+func (a *app) importInPlace(
+	ctx context.Context, old *oldTables, root wrapping.Wrapper, given string, scopes []kmsimport.Scope, opened []kmsimport.Keys, dryRun bool,
+) error {
+	now, err := old.tables.Now(ctx)
+	if err != nil {
+		return old.explain(ctx, err)
+	}
+	stage, err := kmsimport.NewStage(ctx, keyhold.Config{Root: root, Timeout: a.timeout}, a.prefix, now)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = stage.Close() }() // it is in memory
+	if err := cannotImport(stage.Import(ctx, opened)); err != nil {
+		return err
+	}
+	result := resultToImport
+	if !dryRun {
+		result = resultImported
+		if err := old.tables.Replace(ctx, scopes, stage, max(a.timeout, 0)); err != nil {
+			return old.explain(ctx, err)
+		}
+	}
+	list := a.newStream(importedHeader)
+	for _, k := range opened {
+		if err := list.add(newImported(k, result)); err != nil {
+			return err
+		}
+	}
+	if err := list.end(nil); err != nil {
+		return err
+	}
+	if dryRun {
+		a.say("nothing was changed")
+		return nil
+	}
+	a.say("the tables %s are keyhold's now, with a new installation whose root is %s; keyhold doctor looks at everything", a.tables(), given)
+	a.say("whoever loses the root loses every key in this database, so keep a copy in a safe place, apart from the database's backups")
+	a.say("its pin, which is not secret, is %s", stage.Pin())
+	if old.tables.Postgres {
+		a.say("other roles than the owner of the tables need their rights on them again: docs/operations.md (Roles)")
+	}
+	return nil
+}
