@@ -108,7 +108,7 @@ func (e *epochs) ask(ctx context.Context, a *asking) error {
 	if r.Epochs, err = e.read(limited); err != nil {
 		switch {
 		case ctx.Err() != nil:
-			return err
+			return store.ContextError(ctx) // whichever of the two ended first
 		case limited.Err() != nil:
 			return nil
 		}
