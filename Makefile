@@ -41,9 +41,10 @@ test-postgres-versions: ## Run the tests on PostgreSQL on its oldest and newest 
 # nothing, and makes the tests three times as slow.
 UNWATCHED := -gcflags=modernc.org/sqlite/lib=-race=false -gcflags=modernc.org/libc=-race=false
 
+# Otherwise each process waits a second before it ends, and the tests of the command line start hundreds.
 .PHONY: race
 race: ## Run the tests of all modules under the race detector (needs cgo and a C compiler)
-	$(call each,CGO_ENABLED=1 $(GO) test -race $(UNWATCHED) ./...)
+	$(call each,GORACE=atexit_sleep_ms=10 CGO_ENABLED=1 $(GO) test -race $(UNWATCHED) ./...)
 
 .PHONY: fips
 fips: ## Run the tests of all modules with every algorithm that FIPS 140-3 does not approve refused
