@@ -13,6 +13,7 @@ import (
 
 	wrapping "github.com/hashicorp/go-kms-wrapping/v2"
 
+	"keyhold.example/keyhold/internal/bubble"
 	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/localroot"
 	"keyhold.example/keyhold/store"
@@ -74,7 +75,7 @@ func (w *two) open(t *testing.T, s store.Store) *Manager {
 // inTwo runs f in a bubble, with the reader's key hot.
 func inTwo(t *testing.T, f func(t *testing.T, w *two)) {
 	t.Helper()
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		root, err := localroot.Generate(t.TempDir() + "/root.key")
 		check(t, err)
 		w := &two{store: memstore.New(), root: root}

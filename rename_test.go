@@ -7,10 +7,10 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"keyhold.example/keyhold"
+	"keyhold.example/keyhold/internal/bubble"
 	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/keyholdtest"
 	"keyhold.example/keyhold/migrate"
@@ -432,7 +432,7 @@ func TestRenameSurvivesEveryFault(t *testing.T) {
 // The process that confirms uses the new name at once, and no other uses the old one for longer than any change takes
 // to be seen.
 func TestConfirmationIsSeenByAllInTime(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		ctx := t.Context()
 		s, root := memstore.New(), newRoot(t)
 		confirming, other := newManager(t, s, root), newManager(t, s, root)

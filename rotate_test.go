@@ -4,10 +4,10 @@ import (
 	"fmt"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"keyhold.example/keyhold"
+	"keyhold.example/keyhold/internal/bubble"
 	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/store"
 	"keyhold.example/keyhold/store/faultstore"
@@ -272,7 +272,7 @@ func TestRewrapNamesWhatDoesNotOpen(t *testing.T) {
 
 // A key that is older in the database than this process has seen it, with a right MAC, is what a failover leaves.
 func TestRolledBackKeyOpensButDoesNotSeal(t *testing.T) {
-	synctest.Test(t, rolledBackKeyOpensButDoesNotSeal)
+	bubble.Test(t, rolledBackKeyOpensButDoesNotSeal)
 }
 
 func rolledBackKeyOpensButDoesNotSeal(t *testing.T) {

@@ -5,17 +5,17 @@ import (
 	"math/rand/v2"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"keyhold.example/keyhold/envelope"
+	"keyhold.example/keyhold/internal/bubble"
 	"keyhold.example/keyhold/key"
 )
 
 func prefixOf(detached []byte) [prefixSize]byte { return [prefixSize]byte(detached[2:]) }
 
 func TestPrefixIsKeptFor65536Messages(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) { // time stands still
+	bubble.Test(t, func(t *testing.T) { // time stands still
 		m := testMessageKey(t)
 		count := make(map[[prefixSize]byte]int)
 		nonces := make(map[[envelope.NonceSize]byte]bool)
@@ -40,7 +40,7 @@ func TestPrefixIsKeptFor65536Messages(t *testing.T) {
 }
 
 func TestPrefixIsKeptForMinuteAtMost(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		m := testMessageKey(t)
 		var last [prefixSize]byte
 		var born time.Time
