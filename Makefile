@@ -33,6 +33,13 @@ help: ## Say what the targets are
 test: ## Run the tests of all modules
 	$(call each,$(GO) test ./...)
 
+# How often make endure has each race run. A hundred times take about ten minutes on two cores.
+REPEAT ?= 100
+
+.PHONY: endure
+endure: ## Have processes and transactions race for the same keys REPEAT (100) times
+	KEYHOLD_TEST_REPEAT=$(REPEAT) $(GO) test -count=1 -timeout 60m -v -run '^TestRace' .
+
 .PHONY: test-postgres-versions
 test-postgres-versions: ## Run the tests on PostgreSQL on its oldest and newest version (needs npm)
 	@GO=$(GO) sh .ci/postgres-versions $(POSTGRES_VERSIONS)

@@ -47,9 +47,10 @@ func (v ImportedVersion) Format(f fmt.State, _ rune) {
 // was rotated, rewrapped, disabled or destroyed here since; so it may be repeated, and any number of callers may do
 // it at once. The keys stay the caller's, who should clear them; copies that are made are cleared.
 //
-// It takes two round trips. Errors: [*InvalidError]; [ErrExists] if the scope has other keys; [ErrForeignKey] if the
-// application's table of scopes has no such row; [*IntegrityError]; [ErrUnavailable]. After any of them the whole scope
-// may be there, or nothing of it.
+// It takes two round trips, and three where versions are missing. Errors: [*InvalidError]; [ErrExists] if the scope has
+// other keys; [ErrState] if the scope is not there any more and its keys were destroyed here, as by [Manager.Shred] or
+// with the application's tenant: they never come back; [ErrForeignKey] if the application's table of scopes has no such
+// row; [*IntegrityError]; [ErrUnavailable]. After any of them the whole scope may be there, or nothing of it.
 func (m *Manager) ImportScope(ctx context.Context, scope Scope, keys []ImportedKey) (made bool, err error) {
 	if err := checkImport(scope, keys); err != nil {
 		return false, fmt.Errorf("import scope %q: %w", scope, err)
@@ -82,9 +83,18 @@ func (m *Manager) ImportScope(ctx context.Context, scope Scope, keys []ImportedK
 		}
 		made = errors.Is(err, store.ErrUnknownOutcome)
 		if err := r.again(ctx, err); err != nil {
-			return false, fmt.Errorf("import scope %q: %w", scope, err)
+			return false, fmt.Errorf("import scope %q: %w", scope, m.orDestroyed(ctx, keys, err))
 		}
 	}
+}
+
+// orDestroyed is an [ErrState] in place of what a store says of keys that were here and are destroyed, each in its way.
+func (m *Manager) orDestroyed(ctx context.Context, keys []ImportedKey, err error) error {
+	id := keys[0].Versions[0].ID
+	if was, failed := m.store.WasDestroyed(ctx, id); failed != nil || !was {
+		return err
+	}
+	return fmt.Errorf("%w: its keys were here and were destroyed, such as %s", ErrState, id)
 }
 
 // checkImport looks at the names and numbers of what is to be imported.

@@ -5,6 +5,7 @@ import (
 	"crypto/aes"
 	"crypto/cipher"
 	"errors"
+	"fmt"
 	"sync"
 	"testing"
 	"time"
@@ -155,6 +156,45 @@ func TestImportedVersionsAreRetiredUnderNewHeads(t *testing.T) {
 	})
 }
 
+// renamedKeys is oldKeys with other ids, which end in the suffix.
+func renamedKeys(suffix key.ID) []keyhold.ImportedKey {
+	keys := oldKeys()
+	for i := range keys {
+		keys[i].ID += suffix
+		for j := range keys[i].Versions {
+			keys[i].Versions[j].ID += suffix
+		}
+	}
+	return keys
+}
+
+func TestAScopeIsImportedWhateverOfItsRootKeyWasRevoked(t *testing.T) {
+	each(t, func(t *testing.T, w world) {
+		for i, left := range [][]key.Version{{2, 3, 4}, {1, 3, 4}, {2, 4}, {1, 2, 4}, {4}} {
+			scope, suffix := key.Scope(fmt.Sprint("only versions ", left)), key.ID(fmt.Sprint("x", i))
+			keys := renamedKeys(suffix)
+			keys[0].Versions = nil
+			for _, n := range left {
+				id := key.ID(fmt.Sprint("krkv_old", n)) + suffix
+				keys[0].Versions = append(keys[0].Versions, keyhold.ImportedVersion{ID: id, Number: n, Key: material(byte(n))})
+			}
+			if made, err := w.ImportScope(t.Context(), scope, keys); err != nil || !made {
+				t.Errorf("%s: %v, %v", scope, made, err)
+				continue
+			}
+			wrapper, err := w.Wrapper(t.Context(), key.Ref{Scope: scope, Purpose: secrets})
+			must(t, err)
+			pt, err := wrapper.Decrypt(t.Context(), oldBlob(t, keys[1].Versions[0], "sealed before", ""))
+			if err != nil || string(pt) != "sealed before" {
+				t.Errorf("%s: %q, %v", scope, pt, err)
+			}
+			if made, err := w.ImportScope(t.Context(), scope, keys); err != nil || made {
+				t.Errorf("%s again: %v, %v", scope, made, err)
+			}
+		}
+	})
+}
+
 func TestImportingAgainChangesNothing(t *testing.T) {
 	each(t, func(t *testing.T, w world) {
 		ctx := t.Context()
@@ -177,6 +217,44 @@ func TestImportingAgainChangesNothing(t *testing.T) {
 			t.Error("something changed")
 		}
 	})
+}
+
+// What was destroyed here does not come back, and that is told from other errors, so that an import can go on.
+func TestAScopeThatWasShreddedIsNotImportedAgain(t *testing.T) {
+	each(t, func(t *testing.T, w world) {
+		ctx := t.Context()
+		imports(t, w.Manager, true)
+		_, err := w.Shred(ctx, oldTenant)
+		must(t, err)
+		for _, scope := range []key.Scope{oldTenant, "another name"} {
+			if made, err := w.ImportScope(ctx, scope, oldKeys()); made || !errors.Is(err, keyhold.ErrState) {
+				t.Errorf("%s: %v, %v", scope, made, err)
+			}
+		}
+		// The name is free for other keys, and an error for another reason stays what it is.
+		made, err := w.ImportScope(ctx, oldTenant, renamedKeys("x"))
+		if err != nil || !made {
+			t.Errorf("other keys: %v, %v", made, err)
+		}
+		if _, err := w.ImportScope(ctx, "another name", renamedKeys("x")); err == nil || errors.Is(err, keyhold.ErrState) {
+			t.Errorf("the keys of another scope: %v", err)
+		}
+	})
+}
+
+// Without the application's row the scope is refused, whatever became of its keys.
+func TestAScopeThatWentWithItsTenantIsNotImportedAgain(t *testing.T) {
+	s := memstore.New()
+	m := newManager(t, s, newRoot(t))
+	must(t, s.RequireScopes(t.Context(), oldTenant))
+	imports(t, m, true)
+	must(t, s.DeleteScope(t.Context(), oldTenant))
+	if _, err := m.ImportScope(t.Context(), oldTenant, oldKeys()); !errors.Is(err, keyhold.ErrState) || errors.Is(err, keyhold.ErrForeignKey) {
+		t.Errorf("its keys are gone: %v", err)
+	}
+	if _, err := m.ImportScope(t.Context(), oldTenant, renamedKeys("x")); !errors.Is(err, keyhold.ErrForeignKey) {
+		t.Errorf("its row is gone: %v", err)
+	}
 }
 
 func TestAScopeWithOtherKeysIsLeftAlone(t *testing.T) {

@@ -105,15 +105,22 @@ func TestDisabledAndDestroyedVersionsDoNotOpen(t *testing.T) {
 	}
 }
 
-// A version whose root key version is disabled does not open, also where both are in the cache.
+// A version whose root key version is disabled, which no store does, does not open, also where both are in the cache.
 func TestDisabledParentKeepsItsKeysFromOpening(t *testing.T) {
-	m := innerManager(t, memstore.New())
+	s := memstore.New()
+	m := innerManager(t, s)
 	ctx := t.Context()
 	ct, err := m.Seal(ctx, inner, []byte("x"), AAD{})
 	check(t, err)
 	_, err = m.Rotate(ctx, key.Ref{Scope: inner.Scope})
 	check(t, err)
-	step(t, m, key.Ref{Scope: inner.Scope}, 1, key.Disabled)
+	s.Edit(func(d *memstore.Data) {
+		k := d.Key(key.Ref{Scope: inner.Scope})
+		k.Versions[0].State = key.Disabled
+		k.Seq++
+		check(t, m.sign(k))
+	})
+	m.epochs.changed()
 	if _, err := m.Open(ctx, inner, ct, AAD{}); !errors.Is(err, ErrDisabled) {
 		t.Errorf("open: %v, want ErrDisabled", err)
 	}

@@ -429,6 +429,54 @@ func TestRoundTripsToPostgres(t *testing.T) {
 	}
 }
 
+// As many as the documentation says, besides commit; and where a version is in use, which its tenant's secret has, not
+// more than what finds out which rows those are, and a rollback.
+func TestRoundTripsOfGivingUpVersions(t *testing.T) {
+	ctx := t.Context()
+	a := newApplication(t, "pgx", keyholdtest.Postgres(t), func(*pgx.ConnConfig) {})
+	must(t, a.signUp(t, "new"))
+	m := newManager(t, openTraced(t, a), a.root)
+	root, data := key.Ref{Scope: "new"}, key.Ref{Scope: "new", Purpose: secrets}
+	for range 20 {
+		_, err := m.Rotate(ctx, data)
+		must(t, err)
+	}
+	_, err := m.Rotate(ctx, root)
+	must(t, err)
+	_, err = m.Rewrap(ctx, "new")
+	must(t, err)
+	k, d := ids(t, m, root)[0], ids(t, m, data)
+	for _, step := range []struct {
+		name  string
+		most  int64
+		inUse bool
+		do    func() error
+	}{
+		{"references", 2, false, func() error { _, err := m.References(ctx, d[0]); return err }},
+		{"disable a data key's version", 2, false, func() error { return m.Disable(ctx, d[1]) }},
+		{"disable one in use", 2, false, func() error { return m.Disable(ctx, d[0]) }},
+		{"disable a root key's version", 4, false, func() error { return m.Disable(ctx, k) }},
+		{"destroy a data key's version", 5, false, func() error { return m.Destroy(ctx, d[1]) }},
+		{"destroy one in use", 5, true, func() error { return m.Destroy(ctx, d[0]) }},
+		{"shred a scope in use", 6, true, func() error { _, err := m.Shred(ctx, "new"); return err }},
+		{"shred a scope", 4, false, func() error {
+			a.sql(t, "delete from secret")
+			a.trips.count.Store(0)
+			_, err := m.Shred(ctx, "new")
+			return err
+		}},
+	} {
+		a.trips.count.Store(0)
+		err := step.do()
+		if use, ok := errors.AsType[*keyhold.InUseError](err); ok != step.inUse || ok && use.ID != d[0] || !ok && err != nil {
+			t.Errorf("%s: %v", step.name, err)
+		}
+		if got := a.trips.count.Load(); got != step.most {
+			t.Errorf("%s: %d round trips, want %d", step.name, got, step.most)
+		}
+	}
+}
+
 func openTraced(t *testing.T, a *application) store.Store {
 	t.Helper()
 	config, err := pgxpool.ParseConfig(a.dsn)

@@ -43,7 +43,8 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// child does its work only when its standard input ends, which it does for all children at once.
+// child does its work only when its standard input ends, which it does for all children at once; but to serve is to
+// follow what comes there.
 func child(ctx context.Context, work string) error {
 	root, err := localroot.Open("root.key")
 	if err != nil {
@@ -54,6 +55,9 @@ func child(ctx context.Context, work string) error {
 		return err
 	}
 	defer s.Close()
+	if work == "serve" {
+		return serve(ctx, s, config(root))
+	}
 	fmt.Println("ready")
 	if _, err := os.Stdin.Read(make([]byte, 1)); err == nil {
 		return errors.New("unexpected input")

@@ -112,7 +112,7 @@ func (m *Manager) reconcileBatch(
 	}
 	// What others created meanwhile is left out.
 	created, err = r.q.Create(ctx, r.inst(), keys)
-	if errors.Is(err, store.ErrUnknownOutcome) {
+	if errors.Is(err, store.ErrUnknownOutcome) || errors.Is(err, store.ErrConflict) {
 		return 0, true, r.again(ctx, err) // the same scopes again, those that still lack it
 	}
 	*after, *broken = scopes[len(scopes)-1], append(*broken, wrong...)

@@ -29,6 +29,10 @@ func (m *Manager) Rotate(ctx context.Context, ref key.Ref) (key.Version, error) 
 // RotateTx is [Manager.Rotate] inside the application's transaction: the new version is there, and the head, when that
 // is committed. Until then, only calls inside that transaction seal with it; afterwards every other process does 5 s
 // later, as after any rotation. After [ErrUnavailable] and [ErrUnknownOutcome] it has to be rolled back.
+//
+// Until that transaction ends, others wait who change keys of the same scope. On PostgreSQL, where the tenant may be
+// deleted meanwhile, it locks the tenant's row before it rotates (SELECT ... FOR KEY SHARE), as the deletion does:
+// otherwise the two may wait for each other, and PostgreSQL gives one up.
 func (m *Manager) RotateTx(ctx context.Context, tx store.Tx, ref key.Ref) (key.Version, error) {
 	return m.rotate(ctx, func() reader { return m.inside(tx) }, ref, 0)
 }

@@ -48,8 +48,6 @@ func (m *Manager) shred(ctx context.Context, read func() reader, scope key.Scope
 		switch {
 		case unknown && errors.Is(err, store.ErrNotFound):
 			return done, nil // it was done before, and its answer lost
-		case errors.Is(err, store.ErrForeignKey):
-			return done, errors.Join(r.inUse(ctx, scope), err)
 		case !errors.Is(err, store.ErrUnknownOutcome) || r.tx:
 			return done, err
 		}
@@ -58,20 +56,4 @@ func (m *Manager) shred(ctx context.Context, read func() reader, scope key.Scope
 			return done, fmt.Errorf("shred scope %q: %w", scope, context.Cause(ctx))
 		}
 	}
-}
-
-// inUse is an [*InUseError] about the first version of a scope that a row has the id of.
-func (r reader) inUse(ctx context.Context, scope key.Scope) error {
-	fam, err := r.scope(ctx, scope)
-	if err != nil {
-		return err
-	}
-	for i := range fam.Data {
-		for j := range fam.Data[i].Versions {
-			if err := r.notInUse(ctx, fam.Data[i].Versions[j].ID); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }

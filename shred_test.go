@@ -2,6 +2,7 @@ package keyhold_test
 
 import (
 	"bytes"
+	"database/sql"
 	"errors"
 	"os"
 	"path/filepath"
@@ -98,6 +99,36 @@ func TestShreddingSurvivesEveryFault(t *testing.T) {
 			_, err = m.Keys(t.Context(), tenant)
 			fails(t, err, keyhold.ErrNotFound)
 		}
+	}
+}
+
+// On a connection of the application's that does not overwrite what it deletes, the wrapped keys stay in the file,
+// which is told.
+func TestShreddingSaysWhatSQLiteDoesNotOverwrite(t *testing.T) {
+	for name, remains := range map[string]bool{"off": true, "fast": true, "on": false} {
+		t.Run(name, func(t *testing.T) {
+			ctx := t.Context()
+			path := filepath.Join(t.TempDir(), "keys.db")
+			db, err := sql.Open("sqlite", "file:"+path+"?_pragma=foreign_keys(1)&_txlock=immediate&_pragma=secure_delete("+name+")")
+			must(t, err)
+			t.Cleanup(func() { must(t, db.Close()) })
+			s, err := sqlitestore.New(db)
+			must(t, err)
+			m := newManager(t, s, newRoot(t))
+			must(t, m.CreateScope(ctx, tenant))
+			done, err := m.Shred(ctx, tenant)
+			must(t, err)
+			must(t, m.CreateScope(ctx, tenant))
+			tx, err := db.BeginTx(ctx, nil)
+			must(t, err)
+			inTx, err := m.ShredTx(ctx, s.InTx(tx), tenant)
+			must(t, errors.Join(err, tx.Rollback()))
+			for _, done := range []keyhold.Shredded{done, inTx} {
+				if told := strings.Contains(strings.Join(done.Remains, "; "), "free pages"); told != remains {
+					t.Errorf("remains %q", done.Remains)
+				}
+			}
+		})
 	}
 }
 

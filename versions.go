@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/store"
@@ -16,7 +15,7 @@ import (
 //
 // Errors: [ErrNotFound] if there is no such version; [ErrState] for the head and for a pending version; an
 // [*InUseError] for a version of a root key that still wraps data keys; [ErrRolledBack]; [*IntegrityError];
-// [ErrUnavailable]. It takes two round trips, three for a root key's version.
+// [ErrUnavailable]. It takes two round trips, four for a root key's version.
 func (m *Manager) Disable(ctx context.Context, id key.ID) error {
 	return m.changeVersion(ctx, m.committed, id, "disable", disable)
 }
@@ -96,16 +95,7 @@ func (r reader) tryChange(ctx context.Context, id key.ID, change change) error {
 	if err != nil {
 		return err
 	}
-	if k.Kind == key.KEK && len(u.States) > 0 && u.States[0].To == key.Disabled {
-		if err := r.notInUse(ctx, id); err != nil {
-			return err
-		}
-	}
-	err = r.update(ctx, k, &changed, u)
-	if errors.Is(err, store.ErrForeignKey) {
-		return errors.Join(r.notInUse(ctx, id), err)
-	}
-	return err
+	return r.update(ctx, k, &changed, u)
 }
 
 func disable(k *store.Key, v *store.Version) (store.Key, store.Update, error) {
@@ -165,25 +155,12 @@ type Column = store.Column
 type Reference = store.Reference
 
 // InUseError says what has the id of a version that was not to be in use any more. It is an [ErrForeignKey], too.
-type InUseError struct {
-	ID         key.ID
-	References []Reference
-}
-
-func (e *InUseError) Error() string {
-	var where []string
-	for _, r := range e.References {
-		where = append(where, fmt.Sprintf("%d in %v", r.Rows, r.Column))
-	}
-	return fmt.Sprintf("key version %s is in use: rows that have its id: %s", e.ID, strings.Join(where, ", "))
-}
-
-// Unwrap returns [ErrForeignKey].
-func (e *InUseError) Unwrap() error { return ErrForeignKey }
+type InUseError = store.InUseError
 
 // References lists the columns that have ids of key versions in them, and how many rows have the given one; or, of an
 // empty id, of any data key's version. They are those with a foreign key to the table of versions, in every schema, and
-// those that were registered. For a root key's version they are keyhold's own.
+// those that were registered. For a root key's version they are those with a foreign key to the table of those:
+// keyhold's own, which counts the data key versions that it wraps, and any of the application's.
 //
 // It counts in the application's tables, which it needs the right to read; that takes time where such a column has no
 // index. It takes two round trips. Errors: [*InvalidError]; [ErrUnavailable].
@@ -203,8 +180,11 @@ func (m *Manager) References(ctx context.Context, id key.ID) ([]Reference, error
 
 // Register says that a column of the application's has ids of data key versions in it, without a foreign key to
 // kms_data_key_version(private_id): [Manager.Destroy] looks there, too. Unlike with a foreign key, a row that is
-// inserted while a version is destroyed is not noticed. Registering a column twice does nothing. [ErrNotFound] if there
-// is no such column.
+// inserted while a version is destroyed is not noticed. Registering a column twice does nothing.
+//
+// It has to be a column of text in a table of the application's. Errors: [ErrNotFound] if there is no such column; an
+// [*InvalidError] if it is one of a view, of a temporary table or of keyhold's own, or of another type, in which an id
+// would not be found. (In SQLite a column may have any type, and ids that are stored as blobs are found, too.)
 func (m *Manager) Register(ctx context.Context, c Column) error {
 	ctx, end, err := m.begin(ctx)
 	if err != nil {
@@ -222,17 +202,4 @@ func (m *Manager) Unregister(ctx context.Context, c Column) error {
 	}
 	defer end()
 	return m.store.Unregister(ctx, c)
-}
-
-// notInUse is an [*InUseError] if anything has the id.
-func (r reader) notInUse(ctx context.Context, id key.ID) error {
-	all, err := r.q.References(ctx, id)
-	if err != nil {
-		return err
-	}
-	all = slices.DeleteFunc(all, func(ref Reference) bool { return ref.Rows == 0 })
-	if len(all) == 0 {
-		return nil
-	}
-	return &InUseError{ID: id, References: all}
 }

@@ -3,6 +3,7 @@ package keyhold_test
 import (
 	"errors"
 	"strings"
+	"sync"
 	"testing"
 
 	"keyhold.example/keyhold"
@@ -245,5 +246,63 @@ func TestChangesOfStateSurviveEveryFault(t *testing.T) {
 			}
 			checked(t, m)
 		}
+	}
+}
+
+// Somebody who has read the root key, and is about to wrap under its head, is overtaken by all that it takes to disable
+// that version. What he wraps opens, and his call knows nothing of it.
+func TestNothingIsLeftUnderARootKeysVersionThatIsDisabledMeanwhile(t *testing.T) {
+	root := key.Ref{Scope: tenant}
+	for call, c := range map[string]struct {
+		do   func(t *testing.T, m *keyhold.Manager) error
+		want string // of the key for secrets
+	}{
+		"Update": {func(t *testing.T, m *keyhold.Manager) error { _, err := m.Rotate(t.Context(), ref); return err }, "1:retired 2:active"},
+		"Rewrap": {func(t *testing.T, m *keyhold.Manager) error { _, err := m.Rewrap(t.Context(), tenant); return err }, "1:active"},
+		"Create": {func(t *testing.T, m *keyhold.Manager) error { _, err := m.Reconcile(t.Context()); return err }, "1:active"},
+	} {
+		t.Run(call, func(t *testing.T) {
+			each(t, func(t *testing.T, w world) {
+				ctx := t.Context()
+				ct := sealed(t, w.Manager, ref, "x", keyhold.AAD{})
+				if call == "Rewrap" {
+					_, err := w.Rotate(ctx, root)
+					must(t, err)
+				}
+				faults := faultstore.New(w.store)
+				overtaken := newManager(t, faults, w.root)
+				if call == "Create" {
+					later := config(w.root)
+					later.Purposes = append(later.Purposes, "later")
+					var err error
+					overtaken, err = keyhold.New(ctx, faults, later)
+					must(t, err)
+					t.Cleanup(func() { must(t, overtaken.Close()) })
+				}
+				old := ids(t, w.Manager, root)
+				var once sync.Once
+				faults.Hook(func(name string) {
+					if name != call {
+						return
+					}
+					once.Do(func() {
+						_, err := w.Rotate(ctx, root)
+						must(t, err)
+						_, err = w.Rewrap(ctx, tenant)
+						must(t, err)
+						must(t, w.Disable(ctx, old[len(old)-1]))
+						old = nil
+					})
+				})
+				if err := c.do(t, overtaken); err != nil || old != nil {
+					t.Errorf("%v; overtaken: %v", err, old == nil)
+				}
+				if got := states(t, w.Manager, ref); got != c.want {
+					t.Errorf("%s, want %s", got, c.want)
+				}
+				opens(t, newManager(t, w.store, w.root), ref, ct, keyhold.AAD{}, "x")
+				sealed(t, newManager(t, w.store, w.root), ref, "x", keyhold.AAD{})
+			})
+		})
 	}
 }

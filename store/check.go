@@ -290,6 +290,9 @@ func (c *checker) parent(subject string, id key.ID, root *Key) {
 		if p.Alg != key.Message {
 			c.add(subject, "its parent %s is of %v, which wraps nothing", id, p.Alg)
 		}
+		if p.State == key.Disabled {
+			c.add(subject, "its parent %s is disabled, so that it does not open: enable that, and rewrap", id)
+		}
 		return
 	}
 	c.add(subject, "its parent %q is no version of the scope's root key", id)

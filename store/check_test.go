@@ -201,6 +201,7 @@ func TestCheckFindsEachBrokenInvariant(t *testing.T) {
 		"version time":       {sessions(func(k *store.Key) { k.Versions[0].Created = 0 }), "version 2 of " + sessionsName, "was made at 0"},
 		"version alg":        {sessions(func(k *store.Key) { k.Versions[0].Alg = 0x10 }), "version 2 of " + sessionsName, "alg 0x10"},
 		"root version's alg": {root(func(k *store.Key) { k.Versions[0].Alg = key.BlindIndex }), `version 1 of root key of scope "a"`, "blind-index"},
+		"parent's state":     {root(func(k *store.Key) { k.Versions[0].State = key.Disabled }), "version 2 of " + sessionsName, "is disabled"},
 		"parent's alg":       {root(func(k *store.Key) { k.Versions[0].Alg = key.Imported }), "version 2 of " + sessionsName, "wraps nothing"},
 		"commitment":         {sessions(func(k *store.Key) { k.Versions[0].Commit = nil }), "version 2 of " + sessionsName, "commitment has 0 bytes"},
 		"other commitment":   {sessions(func(k *store.Key) { k.Versions[0].Commit[0] ^= 1 }), "version 2 of " + sessionsName, "does not follow"},

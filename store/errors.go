@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
+
+	"keyhold.example/keyhold/key"
 )
 
 var (
@@ -26,6 +29,23 @@ var (
 	// nothing. Read again.
 	ErrUnknownOutcome = errors.New("outcome of the commit unknown")
 )
+
+// InUseError says what has the id of a version that was not to be in use any more. It is an [ErrForeignKey], too.
+type InUseError struct {
+	ID         key.ID
+	References []Reference // those with rows
+}
+
+func (e *InUseError) Error() string {
+	var where []string
+	for _, r := range e.References {
+		where = append(where, r.String())
+	}
+	return fmt.Sprintf("key version %s is in use: rows that have its id: %s", e.ID, strings.Join(where, ", "))
+}
+
+// Unwrap returns [ErrForeignKey].
+func (e *InUseError) Unwrap() error { return ErrForeignKey }
 
 // ContextError is why a context ended, in the words of whoever ended it, and always also what its Err says. It is what
 // calls return whose context has ended; nil for one that has not.

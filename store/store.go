@@ -17,6 +17,7 @@ package store
 
 import (
 	"context"
+	"fmt"
 	"strings"
 
 	"keyhold.example/keyhold/key"
@@ -54,6 +55,10 @@ type Store interface {
 	// after the given one.
 	Lacking(ctx context.Context, p key.Purpose, after key.Scope, limit int) ([]key.Scope, error)
 
+	// WasDestroyed says whether there is a tombstone of the version with the given id, whether its key is still there
+	// or gone. No version can have that id again.
+	WasDestroyed(ctx context.Context, id key.ID) (bool, error)
+
 	// Purposes lists the purposes that AddPurposes has stored, by name.
 	Purposes(ctx context.Context) ([]Purpose, error)
 
@@ -61,7 +66,8 @@ type Store interface {
 	AddPurposes(ctx context.Context, purposes []Purpose) error
 
 	// Register stores that a column has ids of data key versions in it. If it is stored already, nothing is done.
-	// [ErrNotFound] if there is no such column.
+	// [ErrNotFound] if there is no such column; a [*key.InvalidError] if it is one of a view, of a temporary table or
+	// of the store's own, or of a type in which an id is never found.
 	Register(ctx context.Context, c Column) error
 
 	// Unregister takes back what Register stored, whether the column is still there or not. [ErrNotFound] if nothing
@@ -112,30 +118,32 @@ type Queries interface {
 	// Create inserts root keys and data keys with their versions and says how many keys it inserted. One whose name
 	// is taken (the scope, or root key and purpose) is left out with its versions, and so is a data key whose root
 	// key is not there: whoever loses a race reads again. Keys are inserted in the order given. [ErrForeignKey] if
-	// the application's tables refuse the scope; nothing is inserted then. It does nothing unless inst is the
-	// installation's.
+	// the application's tables refuse the scope, [ErrConflict] if a root key version that is to wrap is disabled;
+	// nothing is inserted then. It does nothing unless inst is the installation's.
 	Create(ctx context.Context, inst [16]byte, keys []Key) (int, error)
 
 	// Update changes one key, all or nothing. [ErrConflict] if the key's sequence number is not u.From, if the key is
-	// not there, or if u.Inst is not the installation; [ErrForeignKey] if anything that References names has the id of
-	// a version that was to be destroyed, whatever a foreign key would do on delete. A row that is inserted meanwhile
-	// is seen, or refused by its foreign key.
+	// not there, if u.Inst is not the installation, or if the root key version that wraps an added version is disabled.
+	// An [*InUseError] if anything that References names has the id of a version that was to be destroyed, or of a root
+	// key's that was to be disabled, whatever a foreign key would do on delete. A row that is inserted meanwhile is
+	// seen, or refused by its foreign key.
 	Update(ctx context.Context, u Update) error
 
 	// Shred deletes the root key of a scope, with its data keys and all versions, each of which leaves a tombstone.
-	// [ErrNotFound] if there is no such scope, or if inst is not the installation's; [ErrForeignKey] as for Update,
-	// about any data key version of the scope.
+	// [ErrNotFound] if there is no such scope, or if inst is not the installation's; an [*InUseError] as for Update,
+	// about one data key version of the scope.
 	Shred(ctx context.Context, inst [16]byte, scope key.Scope) (Shredded, error)
 
 	// References lists the columns that have ids of versions in them, by schema, table and name, and counts the rows
 	// with the given one: of a data key's version the columns that reference its table, in whatever schema, and those
 	// that were registered; of a root key's version the columns that reference its table, the store's own among them.
-	// An empty id stands for those of all data key versions. It is an error if a registered column is gone.
+	// An empty id stands for those of all data key versions. It is an error if a registered column is gone, or an id
+	// cannot be found in it any more.
 	References(ctx context.Context, id key.ID) ([]Reference, error)
 
 	// Rewrap replaces wrapped keys by others of the same keys, each only where the stored one is still the old one,
 	// and says how many it replaced. It leaves out versions that are not there, and does nothing unless inst is the
-	// installation's.
+	// installation's. [ErrConflict] if a root key version that is to wrap is disabled; nothing is replaced then.
 	Rewrap(ctx context.Context, inst [16]byte, rows []Rewrap) (int, error)
 }
 
@@ -175,12 +183,16 @@ func (c Column) String() string {
 	return s
 }
 
-// Reference is a column that has ids of versions in it.
+// Reference is a column that has ids of versions in it. A foreign key to other columns of the versions' table than the
+// id is one, too: then Column.Column is the names of its columns, in parentheses.
 type Reference struct {
 	Column
 	ForeignKey bool // whether the database knows; otherwise it was registered
 	Rows       int64
 }
+
+// String is how many rows there are, and the column.
+func (r Reference) String() string { return fmt.Sprintf("%d in %v", r.Rows, r.Column) }
 
 // Buckets is how many epochs the keys of an installation share.
 const Buckets = 32
@@ -212,7 +224,7 @@ func Bucket(id key.ID) int {
 type Slot struct {
 	ID           key.ID
 	WrapperType  string    // what the wrapper says of itself
-	WrapperKeyID string    // the root's own id of its key when it sealed, for people; nothing relies on it
+	WrapperKeyID string    // the root's own id of its key when it sealed, for people
 	IKKID        []byte    // 16 bytes: the installation key in it
 	State        key.State // active, or retired: opens but is not the one in use; destroyed: removed, the blob is empty
 	Blob         []byte    // a marshalled go-kms-wrapping BlobInfo

@@ -112,6 +112,11 @@ func (s *Store) Lacking(ctx context.Context, p key.Purpose, after key.Scope, lim
 	return do(s.queries, "Lacking", reads, func() ([]key.Scope, error) { return s.s.Lacking(ctx, p, after, limit) })
 }
 
+// WasDestroyed passes on to the store below.
+func (s *Store) WasDestroyed(ctx context.Context, id key.ID) (bool, error) {
+	return do(s.queries, "WasDestroyed", reads, func() (bool, error) { return s.s.WasDestroyed(ctx, id) })
+}
+
 // Purposes passes on to the store below.
 func (s *Store) Purposes(ctx context.Context) ([]store.Purpose, error) {
 	return do(s.queries, "Purposes", reads, func() ([]store.Purpose, error) { return s.s.Purposes(ctx) })

@@ -22,8 +22,12 @@ func (q queries) References(ctx context.Context, id key.ID) ([]store.Reference, 
 	if err != nil {
 		return nil, err
 	}
+	return d.references(id), nil
+}
+
+func (d *state) references(id key.ID) []store.Reference {
 	if kind, _ := id.Kind(); kind == key.KEK {
-		return []store.Reference{{Column: wrapping, ForeignKey: true, Rows: d.wrapped(id)}}, nil
+		return []store.Reference{{Column: wrapping, ForeignKey: true, Rows: d.wrapped(id)}}
 	}
 	rows := int64(len(d.referred))
 	if id != "" {
@@ -36,8 +40,8 @@ func (q queries) References(ctx context.Context, id key.ID) ([]store.Reference, 
 	for c := range d.columns {
 		list = append(list, store.Reference{Column: c})
 	}
-	slices.SortFunc(list, func(a, b store.Reference) int { return strings.Compare(a.String(), b.String()) })
-	return list, nil
+	slices.SortFunc(list, func(a, b store.Reference) int { return strings.Compare(a.Column.String(), b.Column.String()) })
+	return list
 }
 
 func (q queries) Shred(ctx context.Context, inst [16]byte, scope key.Scope) (done store.Shredded, err error) {
@@ -47,9 +51,11 @@ func (q queries) Shred(ctx context.Context, inst [16]byte, scope key.Scope) (don
 			return fmt.Errorf("shred scope %q: %w", scope, store.ErrNotFound)
 		}
 		for _, id := range append([]key.ID{root}, d.data[root]...) {
-			for _, v := range d.keys[id].Versions {
-				if d.referred[v.ID] {
-					return fmt.Errorf("shred scope %q: version %s is in use: %w", scope, v.ID, store.ErrForeignKey)
+			for i := range d.keys[id].Versions {
+				if id != root {
+					if err := d.unused(&d.keys[id].Versions[i]); err != nil {
+						return fmt.Errorf("shred scope %q: %w", scope, err)
+					}
 				}
 				done.Versions++
 			}
@@ -144,6 +150,17 @@ func (s *Store) Families(ctx context.Context, scopes []key.Scope) ([]store.Famil
 		}
 	}
 	return list, nil
+}
+
+// WasDestroyed is as [store.Store] has it.
+func (s *Store) WasDestroyed(ctx context.Context, id key.ID) (bool, error) {
+	d, err := s.read(ctx)
+	if err != nil {
+		return false, err
+	}
+	of, known := d.versions[id]
+	live := func(v store.Version) bool { return v.ID == id }
+	return known && (of == "" || !slices.ContainsFunc(d.keys[of].Versions, live)), nil
 }
 
 // Lacking is as [store.Store] has it.

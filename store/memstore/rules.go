@@ -175,7 +175,11 @@ func (d *state) checkWrapping(k *store.Key, v *store.Version) error {
 		return fmt.Errorf("version %d of a data key has an ik_kid", v.Number)
 	}
 	for _, p := range d.keys[k.RootKeyID].Versions {
-		if p.ID == v.Parent && p.Alg == key.Message {
+		switch {
+		case p.ID != v.Parent || p.Alg != key.Message:
+		case p.State == key.Disabled:
+			return fmt.Errorf("version %d: the parent %q is disabled: %w", v.Number, v.Parent, store.ErrConflict)
+		default:
 			return nil
 		}
 	}

@@ -217,7 +217,17 @@ func (d *state) apply(k *store.Key, u store.Update, now int64) error {
 		k.Versions = append(k.Versions, v)
 		d.versions[v.ID] = k.ID
 	}
-	return checkKey(k)
+	if err := checkKey(k); err != nil {
+		return err
+	}
+	for _, c := range u.States {
+		if v := versionOf(k, c.Number); k.Kind == key.KEK && c.To == key.Disabled {
+			if err := d.unused(v); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func (d *state) destroy(k *store.Key, n key.Version, now int64) error {
@@ -225,8 +235,8 @@ func (d *state) destroy(k *store.Key, n key.Version, now int64) error {
 	if v == nil || !v.State.CanBecome(key.Destroyed) {
 		return fmt.Errorf("version %d cannot be destroyed", n)
 	}
-	if d.referred[v.ID] || k.Kind == key.KEK && d.isParent(k.ID, v.ID) {
-		return fmt.Errorf("version %d is in use: %w", n, store.ErrForeignKey)
+	if err := d.unused(v); err != nil {
+		return err
 	}
 	k.Tombstones = append(k.Tombstones, tombstone(v, now))
 	slices.SortFunc(k.Tombstones, func(a, b store.Tombstone) int { return int(a.Number) - int(b.Number) })
@@ -238,15 +248,13 @@ func tombstone(v *store.Version, now int64) store.Tombstone {
 	return store.Tombstone{ID: v.ID, Number: v.Number, Alg: v.Alg, Commit: v.Commit, Destroyed: now}
 }
 
-func (d *state) isParent(root, version key.ID) bool {
-	for _, id := range d.data[root] {
-		for _, v := range d.keys[id].Versions {
-			if v.Parent == version {
-				return true
-			}
-		}
+// unused is a [*store.InUseError] if anything refers to the version.
+func (d *state) unused(v *store.Version) error {
+	refs := slices.DeleteFunc(d.references(v.ID), func(r store.Reference) bool { return r.Rows == 0 })
+	if len(refs) == 0 {
+		return nil
 	}
-	return false
+	return &store.InUseError{ID: v.ID, References: refs}
 }
 
 func (d *state) rewrap(inst [16]byte, rows []store.Rewrap) (int, error) {

@@ -262,6 +262,7 @@ func keyBreaking(key, version, keyID string, k, v row, a, va string) []breaking 
 func allBreaking() []breaking {
 	pendingRoot := rootVersionRow.With("root_key_id", "'krk_a'", "version", "4", "state", "1")
 	pendingData := dataVersionRow.With("data_key_id", "'kdk_a'", "version", "4", "state", "1")
+	const disable = "update {prefix}_root_key_version set state = 4 where private_id = 'krkv_a1'; "
 	var purposes []string
 	// U+0001 to U+001F, U+007F to U+009F, and Unicode's White_Space at either end.
 	for _, c := range []int{1, 9, 10, 13, 31, 127, 128, 133, 159} {
@@ -296,6 +297,8 @@ func allBreaking() []breaking {
 			{"data_key_version_parent_insert", insert("root_key_version", pendingRoot.With("alg", "0")) +
 				insert("data_key_version", pendingData.With("root_key_version_id", "'krkv_x'"))},
 			{"data_key_version_parent_update", "update {prefix}_data_key_version set root_key_version_id = 'krkv_b1'"},
+			{"data_key_version_parent_usable_insert", disable + insert("data_key_version", pendingData.With("root_key_version_id", "'krkv_a1'"))},
+			{"data_key_version_parent_usable_update", disable + "update {prefix}_data_key_version set root_key_version_id = 'krkv_a1'"},
 		},
 	)
 }

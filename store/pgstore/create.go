@@ -113,7 +113,7 @@ func (w *writer) create(ctx context.Context, inst [16]byte, groups [][]*store.Ke
 	for i, group := range groups {
 		inserted := map[key.ID]bool{}
 		batch := w.insertKeys(inst, group, inserted)
-		rounds := roundsOf(group)
+		rounds := roundsOf(group, nil)
 		batch = append(batch, w.insertVersions(true, &rounds[0])...)
 		run := w.run
 		if i == len(groups)-1 && len(rounds) == 1 && len(rounds[0].tombstones.versions) == 0 {
@@ -124,8 +124,7 @@ func (w *writer) create(ctx context.Context, inst [16]byte, groups [][]*store.Ke
 		}
 		*n += len(inserted)
 		// The rest is for imported keys alone. Which of them were inserted has to be known first.
-		group = slices.DeleteFunc(slices.Clone(group), func(k *store.Key) bool { return !inserted[k.ID] })
-		rounds = roundsOf(group)
+		rounds = roundsOf(group, inserted)
 		batch = w.insertTombstones(&rounds[0])
 		for r := 1; r < len(rounds); r++ {
 			batch = append(batch, w.insertVersions(false, &rounds[r])...)
@@ -209,39 +208,47 @@ func manifestOf(m *store.Manifest, rotateAt int64) (manifest, error) {
 }
 
 // round is versions, and tombstones that come after them. The tables want both by number, each just after the one
-// before; only keys with tombstones take more than one round.
+// before, and the version that wraps before those that it wraps; only keys with tombstones take more than one round.
 type round struct {
 	root, data versionRows
 	tombstones tombstoneRows
 }
 
-// roundsOf is at least one round.
-func roundsOf(group []*store.Key) []round {
+// roundsOf is at least one round. Where only is not nil, the other keys are left out, and which round is whose stays.
+func roundsOf(group []*store.Key, only map[key.ID]bool) []round {
 	rounds := []round{{}}
 	at := func(i int) *round {
-		if i == len(rounds) {
+		for i >= len(rounds) {
 			rounds = append(rounds, round{})
 		}
 		return &rounds[i]
 	}
+	last := map[key.ID]int{} // the round with the last version of each root key, which comes before its data keys
 	for _, k := range group {
-		i, dead := 0, false
+		i, dead := last[k.RootKeyID], false
 		versions, tombstones := k.Versions, k.Tombstones
 		for len(versions)+len(tombstones) > 0 {
-			if len(tombstones) > 0 && (len(versions) == 0 || versions[0].Number >= tombstones[0].Number) {
+			isDead := len(tombstones) > 0 && (len(versions) == 0 || versions[0].Number >= tombstones[0].Number)
+			if dead && !isDead {
+				i++
+			}
+			dead = isDead
+			switch wanted := only == nil || only[k.ID]; {
+			case isDead && wanted:
 				at(i).tombstones.add(k, &tombstones[0])
-				tombstones, dead = tombstones[1:], true
-				continue
+			case wanted && k.Kind == key.KEK:
+				at(i).root.add(k.ID, &versions[0])
+			case wanted:
+				at(i).data.add(k.ID, &versions[0])
 			}
-			if dead {
-				i, dead = i+1, false
+			if isDead {
+				tombstones = tombstones[1:]
+			} else {
+				versions = versions[1:]
 			}
-			rows := &at(i).data
-			if k.Kind == key.KEK {
-				rows = &at(i).root
-			}
-			rows.add(k.ID, &versions[0])
-			versions = versions[1:]
+		}
+		if k.Kind == key.KEK {
+			last[k.ID] = i
 		}
 	}
 	return rounds

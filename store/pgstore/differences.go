@@ -60,7 +60,7 @@ where pronamespace in (select relnamespace from ours) and starts_with(proname, '
 order by 1, 2, 3`)
 
 	// The triggers that foreign keys are made of have no names of use. From version 18 on, there are constraints for
-	// not null.
+	// not null. Row security hides rows from who does not own the table, and a rule does something else than was asked.
 	rulesOffQuery = define(`
 select 'a foreign key of table ' || tgrelid::regclass::text || ' is turned off: "alter table ' || tgrelid::regclass::text
     || ' enable trigger all" turns it on'
@@ -71,6 +71,16 @@ select 'constraint ' || conname || ' of table ' || conrelid::regclass::text || '
     || conrelid::regclass::text || ' validate constraint ' || quote_ident(conname) || '" checks it'
 from pg_constraint
 where conrelid = any ($1::text[]::regclass[]) and not convalidated and contype = 'n'
+union
+select 'table ' || oid::regclass::text || ' has row security: "alter table ' || oid::regclass::text
+    || ' disable row level security, no force row level security" turns it off'
+from pg_class
+where oid = any ($1::text[]::regclass[]) and (relrowsecurity or relforcerowsecurity)
+union
+select 'table ' || ev_class::regclass::text || ' has the rule ' || quote_ident(rulename) || ': "drop rule ' || quote_ident(rulename)
+    || ' on ' || ev_class::regclass::text || '" takes it away'
+from pg_rewrite
+where ev_class = any ($1::text[]::regclass[])
 order by 1`)
 
 	scopeReferenceQuery = define(`

@@ -191,6 +191,8 @@ func (t *tables) explain(ctx context.Context, doing string, err error) error {
 		return fmt.Errorf("%s: %w", doing, store.ContextError(ctx))
 	}
 	switch {
+	case stateOf(err) == "23514" && strings.Contains(err.Error(), t.options.Prefix+"_data_key_version_parent_usable_"):
+		return fmt.Errorf("%s: %w (%w)", doing, store.ErrConflict, err) // it was read before the parent was disabled
 	case c == classForeignKey && !t.isOwnReference(err):
 		return fmt.Errorf("%s: %w (%w)", doing, store.ErrForeignKey, err)
 	case c == classNoTable && strings.Contains(err.Error(), t.options.Prefix+"_"):

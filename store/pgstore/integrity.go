@@ -84,8 +84,9 @@ func (t *tables) ownTables() []string {
 // Integrity implements [store.Store]. It compares what the catalogue has with the migrations: of the tables, of their
 // columns, constraints, indexes and triggers, and of the functions. Conditions and defaults are compared as the server
 // itself understands them, so that it does not matter which version wrote them down. For that it takes some 20 round
-// trips and no right but to read the tables; what it asks to be explained is not executed. What is damaged below the
-// tables, as in an index, PostgreSQL's own amcheck finds.
+// trips and no right but to read the tables. What it asks to be explained is planned and not run, but planning
+// evaluates functions that say that they are immutable; and rows are counted that break a condition, with whatever
+// functions that calls. What is damaged below the tables, as in an index, PostgreSQL's own amcheck finds.
 func (s *Store) Integrity(ctx context.Context) ([]string, error) {
 	found, err := s.integrity(ctx)
 	if err != nil {
@@ -122,19 +123,26 @@ func (q queries) integrity(ctx context.Context) (found []string, err error) {
 		if err := scan(&table, &name, &condition); err != nil {
 			return err
 		}
-		checks = append(checks, statement{text: fmt.Sprintf(
-			"select '%s: ' || count(*) from %s where not (%s) having count(*) > 0", name, table, condition)})
+		rows := 0
+		checks = append(checks, statement{
+			text: fmt.Sprintf("select count(*) from %s where not (%s)", table, condition),
+			row:  func(scan func(...any) error) error { return scan(&rows) },
+			done: func(int) error {
+				if rows > 0 {
+					found = append(found, fmt.Sprintf("rows that break the constraint %s: %d", name, rows))
+				}
+				return nil
+			},
+		})
 		return nil
 	}
 	if err := q.view.read(ctx, st); err != nil {
 		return nil, err
 	}
 	for _, check := range checks {
-		list, err := q.list(ctx, check, "rows that break the constraint %s")
-		if err != nil {
+		if err := q.view.read(ctx, check); err != nil {
 			return nil, err
 		}
-		found = append(found, list...)
 	}
 	return found, nil
 }

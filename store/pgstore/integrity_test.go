@@ -36,6 +36,24 @@ func TestIntegrityFindsWhatWasDoneByHand(t *testing.T) {
 				"alter table kms_root_key_version add constraint kms_root_key_version_key check (octet_length(key) > 0) not valid",
 			"rows that break the constraint kms_root_key_version_key: 4",
 		},
+		"a value that a check of the application's refuses": {
+			`alter table kms_root_key add constraint "tenant's %s" check (seq < 5) not valid`, "rows that break the constraint tenant's %s: 2",
+		},
+		"a name of a check that is a call": {
+			`create function hit() returns text language plpgsql as $$ begin raise 'called'; end $$;
+			alter table kms_root_key add constraint "'||hit()||'" check (seq < 5) not valid`, "rows that break the constraint '||hit()||': 2",
+		},
+		"row security": {
+			"alter table kms_root_key enable row level security",
+			`table kms_root_key has row security: "alter table kms_root_key disable row level security, no force row level security" turns it off`,
+		},
+		"row security for the owner": {
+			"alter table kms_epoch force row level security", "table kms_epoch has row security",
+		},
+		"a rule": {
+			`create rule "No thing" as on insert to kms_tombstone do instead nothing`,
+			`table kms_tombstone has the rule "No thing": "drop rule "No thing" on kms_tombstone" takes it away`,
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := migrated(t, Config{})

@@ -74,6 +74,17 @@ func (s *Store) Lacking(ctx context.Context, p key.Purpose, after key.Scope, lim
 	return list, s.tables.explain(ctx, fmt.Sprintf("list scopes without purpose %q", string(p)), err)
 }
 
+var wasDestroyedQuery = define(`
+select exists (select 1 from {schema}{prefix}_tombstone where private_id = $1::text and private_id <> '')`)
+
+// WasDestroyed implements [store.Store].
+func (s *Store) WasDestroyed(ctx context.Context, id key.ID) (was bool, err error) {
+	err = s.each(ctx, wasDestroyedQuery, []any{storable(string(id))}, func() { was = false }, func(scan func(...any) error) error {
+		return scan(&was)
+	})
+	return was && err == nil, s.tables.explain(ctx, fmt.Sprintf("look for the tombstone of version %q", string(id)), err)
+}
+
 // Families implements [store.Store]. It takes one round trip.
 func (s *Store) Families(ctx context.Context, scopes []key.Scope) ([]store.Family, error) {
 	var args []string

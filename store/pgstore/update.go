@@ -31,13 +31,13 @@ returning 1`)
 update {schema}{prefix}_root_key_version v set state = n.new
 from unnest($2::bigint[], $3::bigint[], $4::bigint[]) as n (version, old, new)
 where v.root_key_id = $1::text and v.version = n.version and v.state = n.old
-returning 1`)
+returning v.private_id, v.state = 4`)
 
 	changeDataKeyVersions = define(`
 update {schema}{prefix}_data_key_version v set state = n.new
 from unnest($2::bigint[], $3::bigint[], $4::bigint[]) as n (version, old, new)
 where v.data_key_id = $1::text and v.version = n.version and v.state = n.old
-returning 1`)
+returning v.private_id, v.state = 4`)
 
 	destroyRootKeyVersions = define(`
 delete from {schema}{prefix}_root_key_version where root_key_id = $1::text and version = any ($2::bigint[]) returning 1`)
@@ -53,6 +53,20 @@ order by version for update`)
 select private_id from {schema}{prefix}_data_key_version
 where data_key_id = $1::text and version = any ($2::bigint[]) and state in (1, 4)
 order by version for update`)
+
+	lockRootKeyOf = define(`
+select 1
+from {schema}{prefix}_root_key r
+join {schema}{prefix}_data_key k on k.root_key_id = r.private_id
+where k.private_id = $1::text
+for no key update of r`)
+
+	lockRootKeysOfParents = define(`
+select 1
+from {schema}{prefix}_root_key r
+where r.private_id in (select v.root_key_id from {schema}{prefix}_root_key_version v where v.private_id = any ($1::text[]))
+order by r.private_id
+for no key update`)
 
 	// The foreign key of the head says this only at the end of the transaction, too.
 	rootHeadIsActive = define(`
@@ -78,8 +92,8 @@ func of(kind key.Kind) statements {
 	return statements{updateDataKey, changeDataKeyVersions, lockDataKeyVersions, destroyDataKeyVersions, dataHeadIsActive, rewrapDataKeyVersions}
 }
 
-// Update implements [store.Queries]. It takes one round trip besides the commit, and two more if versions are
-// destroyed.
+// Update implements [store.Queries]. It takes one round trip besides the commit, three more if versions are destroyed,
+// and two more if versions of a root key are disabled.
 func (q queries) Update(ctx context.Context, u store.Update) error {
 	err := q.view.write(ctx, func(w *writer) error { return w.update(ctx, &u) })
 	return q.tables.explain(ctx, "update key "+string(u.KeyID), err)
@@ -88,6 +102,10 @@ func (q queries) Update(ctx context.Context, u store.Update) error {
 // update goes in an order that the constraints allow: the key's row first, because a version's state depends on
 // which one is the head, and because that row is what others wait for; the old head's retirement before the new
 // one's activation, because only one may be active.
+//
+// Before a data key comes the row of its root key: whoever changes keys of a scope waits there, while nothing is locked
+// that others need. The application's deletion of a tenant goes from the root key downwards, too. If some went the
+// other way, two could wait for each other, and PostgreSQL would give up either, such as that deletion.
 func (w *writer) update(ctx context.Context, u *store.Update) error {
 	if u.Kind != key.KEK && u.Kind != key.DEK {
 		return fmt.Errorf("a key cannot be of kind %q", u.Kind)
@@ -110,22 +128,31 @@ func (w *writer) update(ctx context.Context, u *store.Update) error {
 		return invalid
 	}
 	batch := []statement{first}
+	if u.Kind == key.DEK {
+		batch = []statement{w.tables.statement(lockRootKeyOf, id), first}
+	}
 	if invalid == nil && len(u.Destroy) > 0 {
-		if err := w.notReferred(ctx, id, u, first); err != nil {
+		if err := w.notReferred(ctx, id, u, batch); err != nil {
 			return err
 		}
 		batch = nil
 	}
+	var disabled []key.ID
 	if invalid == nil {
-		batch = append(batch, w.changes(id, u)...)
+		batch = append(batch, w.changes(id, u, &disabled)...)
 	}
-	return w.run(ctx, batch...)
+	if err := w.run(ctx, batch...); err != nil || u.Kind != key.KEK || len(disabled) == 0 {
+		return err
+	}
+	// By now nothing more is wrapped under them: a trigger waits for this transaction, and then refuses.
+	return w.unused(ctx, u.Kind, disabled)
 }
 
 // notReferred looks, before versions are deleted, whether a row has the id of one. A foreign key may take that row
 // along, or say so only at the end of the transaction, which may be the application's; and where there is none, nobody
-// else says it. The versions' rows are locked first, so that whoever inserts a row with a foreign key to one waits.
-func (w *writer) notReferred(ctx context.Context, id string, u *store.Update, first statement) error {
+// else says it. The versions' rows are locked before, after what else comes first, so that whoever inserts a row with a
+// foreign key to one waits.
+func (w *writer) notReferred(ctx context.Context, id string, u *store.Update, first []statement) error {
 	var numbers []int64
 	for _, n := range u.Destroy {
 		numbers = append(numbers, int64(n))
@@ -138,27 +165,13 @@ func (w *writer) notReferred(ctx context.Context, id string, u *store.Update, fi
 		ids = append(ids, version)
 		return err
 	}
-	if err := w.run(ctx, first, lock); err != nil {
+	if err := w.run(ctx, append(first, lock)...); err != nil {
 		return err
 	}
 	if len(ids) == 0 {
 		return nil
 	}
 	return w.unused(ctx, u.Kind, ids)
-}
-
-// unused is [store.ErrForeignKey] if a row has one of the ids.
-func (w *writer) unused(ctx context.Context, kind key.Kind, ids []key.ID) error {
-	list, err := w.references(ctx, kind, ids...)
-	if err != nil {
-		return err
-	}
-	for _, r := range list {
-		if r.Rows > 0 {
-			return fmt.Errorf("%d rows of %v have the id of a version: %w", r.Rows, r.Column, store.ErrForeignKey)
-		}
-	}
-	return nil
 }
 
 // checkUpdate refuses what the tables could not, or not in all cases.
@@ -186,8 +199,8 @@ func checkUpdate(u *store.Update) error {
 	return nil
 }
 
-// changes are the statements that come after the key's own row.
-func (w *writer) changes(id string, u *store.Update) (batch []statement) {
+// changes are the statements that come after the key's own row. They put into disabled which versions they disable.
+func (w *writer) changes(id string, u *store.Update, disabled *[]key.ID) (batch []statement) {
 	if u.Add != nil {
 		var r round
 		rows := &r.data
@@ -205,8 +218,17 @@ func (w *writer) changes(id string, u *store.Update) (batch []statement) {
 			}
 		}
 		if len(numbers) > 0 {
-			batch = append(batch, exactly(len(numbers), "a version whose state was to change is not there in that state",
-				w.tables.statement(of(u.Kind).changeStates, id, numbers, from, to)))
+			change := w.tables.statement(of(u.Kind).changeStates, id, numbers, from, to)
+			change.row = func(scan func(...any) error) error {
+				var version key.ID
+				off := false
+				err := scan(&version, &off)
+				if off {
+					*disabled = append(*disabled, version)
+				}
+				return err
+			}
+			batch = append(batch, exactly(len(numbers), "a version whose state was to change is not there in that state", change))
 		}
 	}
 	if len(u.Destroy) > 0 {
@@ -295,6 +317,8 @@ func (q queries) Rewrap(ctx context.Context, inst [16]byte, rows []store.Rewrap)
 			var under any = t.parents
 			if p.kind == key.KEK {
 				under = t.ikKIDs
+			} else {
+				batch = append(batch, w.tables.statement(lockRootKeysOfParents, t.parents)) // as update does
 			}
 			st := w.tables.statement(of(p.kind).rewrap, inst[:], t.ids, t.olds, t.new, under)
 			st.done = func(rows int) error {

@@ -68,6 +68,14 @@ func (s *Store) Lacking(ctx context.Context, p key.Purpose, after key.Scope, lim
 	return list, s.tables.explain(ctx, fmt.Sprintf("list scopes without purpose %q", p), err)
 }
 
+var wasDestroyedQuery = define(`select exists (select 1 from {prefix}_tombstone where private_id = ? and private_id <> '')`)
+
+// WasDestroyed implements [store.Store].
+func (s *Store) WasDestroyed(ctx context.Context, id key.ID) (was bool, err error) {
+	err = s.each(ctx, wasDestroyedQuery, []any{string(id)}, func(r *sql.Rows) error { return r.Scan(&was) })
+	return was && err == nil, s.tables.explain(ctx, fmt.Sprintf("look for the tombstone of version %q", string(id)), err)
+}
+
 // Families implements [store.Store]. It is one statement for each scope.
 func (s *Store) Families(ctx context.Context, scopes []key.Scope) ([]store.Family, error) {
 	var list []store.Family

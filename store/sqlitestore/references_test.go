@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/store"
 	"keyhold.example/keyhold/store/internal/sqltest"
 	"keyhold.example/keyhold/store/storetest"
@@ -31,13 +32,17 @@ func TestReferencesAreFound(t *testing.T) {
 			insert into implied values ('ID');
 			create table plain (id int, keys text);
 			create table wide (a text, b text, foreign key (b) references P_data_key_version (Private_ID));
-			create table elsewhere (key_id text references P_data_key (private_id))`))
+			create table elsewhere (key_id text references P_data_key (private_id));
+			create table numbered (d text, "N" bigint, foreign key ("N", d) references P_data_key_version (VERSION, data_key_id));
+			insert into numbered select data_key_id, version from P_data_key_version;
+			insert into numbered select data_key_id, null from P_data_key_version`))
 		must(t, s.Register(t.Context(), store.Column{Table: "PLAIN", Column: "Keys"}))
 		must(t, s.Register(t.Context(), store.Column{Schema: "main", Table: "plain", Column: "keys"}))
 		mustExec(t, s, "insert into plain values (1, '"+id+"')")
 		want := []store.Reference{
 			{Column: store.Column{Table: `Se"cret`, Column: "Key id"}, ForeignKey: true, Rows: 2},
 			{Column: store.Column{Table: "implied", Column: "key_id"}, ForeignKey: true, Rows: 1},
+			{Column: store.Column{Table: "numbered", Column: "(N, d)"}, ForeignKey: true, Rows: 1},
 			{Column: store.Column{Table: "plain", Column: "keys"}, Rows: 1},
 			{Column: store.Column{Table: "wide", Column: "b"}, ForeignKey: true},
 		}
@@ -52,7 +57,7 @@ func TestReferencesAreFound(t *testing.T) {
 			}
 		}
 		must(t, s.Unregister(t.Context(), store.Column{Table: "plain", Column: "keys"}))
-		if got, err := s.References(t.Context(), ""); err != nil || len(got) != 3 {
+		if got, err := s.References(t.Context(), ""); err != nil || len(got) != 4 || got[2].Rows != 2 {
 			t.Errorf("unregistered: %+v, %v", got, err)
 		}
 	}
@@ -61,17 +66,29 @@ func TestReferencesAreFound(t *testing.T) {
 // Whatever a foreign key does on delete, and where there is none, a version that a row has is not destroyed.
 func TestAReferredVersionIsNotDestroyed(t *testing.T) {
 	for name, text := range map[string]string{
-		"cascade":    "create table secret (key_id text references kms_data_key_version on delete cascade)",
-		"set null":   "create table secret (key_id text references kms_data_key_version on delete set null)",
-		"no action":  "create table secret (key_id text references kms_data_key_version)",
+		"cascade":   "create table secret (key_id text references kms_data_key_version on delete cascade)",
+		"set null":  "create table secret (key_id text references kms_data_key_version on delete set null)",
+		"no action": "create table secret (key_id text references kms_data_key_version)",
+		"of number": "create table secret (key_id text, d text default 'KEY', n integer default 1, " +
+			"foreign key (d, n) references kms_data_key_version (data_key_id, version) on delete cascade)",
 		"registered": "create table secret (key_id text)",
+		"a blob":     "create table secret (key_id text)",
+		"generated":  "create table secret (id blob, key_id text generated always as (cast(id as text)) virtual)",
 	} {
 		s, m, k := destroyable(t, Config{})
-		mustExec(t, s, text)
-		if name == "registered" {
+		mustExec(t, s, strings.ReplaceAll(text, "KEY", string(k.ID)))
+		if !strings.Contains(text, "references") {
 			must(t, s.Register(t.Context(), store.Column{Table: "secret", Column: "key_id"}))
 		}
-		mustExec(t, s, "insert into secret values ('"+string(k.Versions[0].ID)+"')")
+		id := "'" + string(k.Versions[0].ID) + "'"
+		if name == "a blob" {
+			id = "cast(" + id + " as blob)"
+		}
+		insert := "insert into secret (key_id) values (" + id + ")"
+		if name == "generated" {
+			insert = "insert into secret (id) values (" + id + ")"
+		}
+		mustExec(t, s, insert)
 		if err := s.Update(t.Context(), m.Destroy(&k, 1)); !errors.Is(err, store.ErrForeignKey) {
 			t.Errorf("%s: %v, want %v", name, err, store.ErrForeignKey)
 		}
@@ -94,4 +111,19 @@ func TestARegisteredColumnThatIsGoneKeepsVersions(t *testing.T) {
 	}
 	must(t, s.Unregister(t.Context(), c))
 	must(t, s.Update(t.Context(), m.Destroy(&k, 1)))
+}
+
+func TestOnlyColumnsOfTheApplicationsTablesAreRegistered(t *testing.T) {
+	s := migrated(t, Config{}, filepath.Join(t.TempDir(), "keys.db"))
+	mustExec(t, s, "create table app (t text); create view seen as select t from app")
+	for c, says := range map[store.Column]string{
+		{Table: "Seen", Column: "t"}:                          "not one of a table",
+		{Table: "kms_data_key_version", Column: "private_id"}: "one of keyhold's own",
+		{Table: "KMS_tombstone", Column: "private_id"}:        "one of keyhold's own",
+	} {
+		err := s.Register(t.Context(), c)
+		if _, ok := errors.AsType[*key.InvalidError](err); !ok || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), c.String()) {
+			t.Errorf("%v: %v; want an InvalidError that says %q", c, err, says)
+		}
+	}
 }

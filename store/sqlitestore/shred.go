@@ -32,6 +32,14 @@ func (q queries) Shred(ctx context.Context, inst [16]byte, scope key.Scope) (sto
 	arg, err := q.tables.scopeArg(scope)
 	if err == nil {
 		err = q.view.write(ctx, func(w *writer) error {
+			overwrites := 0
+			if err := w.conn.QueryRowContext(context.WithoutCancel(ctx), "pragma secure_delete").Scan(&overwrites); err != nil {
+				return err
+			}
+			if overwrites != 1 { // 2 is sometimes
+				done.Remains = append(done.Remains, "free pages of the database file, until they are used again or the file is vacuumed: "+
+					"secure_delete is not on for this connection")
+			}
 			done.Versions, err = w.shred(ctx, inst, arg)
 			return err
 		})
@@ -62,8 +70,10 @@ func (w *writer) shred(ctx context.Context, inst [16]byte, scope any) (int, erro
 	if err != nil {
 		return 0, err
 	}
-	if err := w.unused(ctx, key.DEK, ids...); err != nil {
-		return 0, err
+	if len(ids) > 0 {
+		if err := w.unused(ctx, key.DEK, ids...); err != nil {
+			return 0, err
+		}
 	}
 	n, err := w.exec(ctx, deleteRootKey, scope)
 	if err == nil && n == 0 {

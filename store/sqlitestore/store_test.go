@@ -177,6 +177,39 @@ func TestReadsUseIndexes(t *testing.T) {
 	}
 }
 
+// Whatever a trigger has to find, it finds by an index: each insert asks, however many rows there are.
+func TestTriggersUseIndexes(t *testing.T) {
+	s := migrated(t, Config{}, filepath.Join(t.TempDir(), "keys.db"))
+	var triggers []string
+	rows, err := s.DB().Query("select sql from sqlite_master where type = 'trigger' and sql like '%before insert%when%'")
+	must(t, err)
+	for rows.Next() {
+		var text string
+		must(t, rows.Scan(&text))
+		triggers = append(triggers, text)
+	}
+	must(t, errors.Join(rows.Err(), rows.Close()))
+	if len(triggers) < 10 {
+		t.Fatalf("only %d triggers", len(triggers))
+	}
+	for _, text := range triggers {
+		_, condition, _ := strings.Cut(text, "\nwhen ")
+		condition, _, _ = strings.Cut(condition, "\nbegin")
+		condition = regexp.MustCompile(`\bnew\.\w+`).ReplaceAllString(condition, "?")
+		rows, err := s.DB().Query("explain query plan select "+condition, make([]any, strings.Count(condition, "?"))...)
+		must(t, err)
+		for rows.Next() {
+			var id, parent, unused int
+			var detail string
+			must(t, rows.Scan(&id, &parent, &unused, &detail))
+			if strings.HasPrefix(detail, "SCAN kms") {
+				t.Errorf("%s\n%s", text, detail)
+			}
+		}
+		must(t, errors.Join(rows.Err(), rows.Close()))
+	}
+}
+
 // parameters is how many different ones a statement has.
 func parameters(text string) int {
 	seen := map[string]bool{}

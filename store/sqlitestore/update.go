@@ -92,7 +92,17 @@ func (w *writer) update(ctx context.Context, u *store.Update) error {
 			return fmt.Errorf("destroy version %d: %w", v, err)
 		}
 	}
-	return w.checkHead(ctx, u.Kind, u.KeyID)
+	if err := w.checkHead(ctx, u.Kind, u.KeyID); err != nil || u.Kind != key.KEK {
+		return err
+	}
+	for _, c := range u.States {
+		if c.To == key.Disabled {
+			if err := w.notReferred(ctx, u, c.Number); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func checkNamedOnce(u *store.Update) error {
@@ -143,9 +153,9 @@ func (w *writer) destroy(ctx context.Context, u *store.Update, v key.Version) er
 	return err
 }
 
-// notReferred looks, before a version is deleted, whether a row has its id. A foreign key may take that row along, or
-// say so only at the end of the transaction, which may be the application's; and where there is none, nobody else says
-// it.
+// notReferred looks, for a version that is to be deleted or disabled, whether a row has its id. A foreign key may take
+// that row along, or say so only at the end of the transaction, which may be the application's; and where there is
+// none, nobody else says it.
 func (w *writer) notReferred(ctx context.Context, u *store.Update, n key.Version) error {
 	var id key.ID
 	err := w.each(ctx, of(u.Kind).idOf, func(r *sql.Rows) error { return r.Scan(&id) }, string(u.KeyID), int64(n))
@@ -153,20 +163,6 @@ func (w *writer) notReferred(ctx context.Context, u *store.Update, n key.Version
 		return err
 	}
 	return w.unused(ctx, u.Kind, id)
-}
-
-// unused is [store.ErrForeignKey] if a row has one of the ids.
-func (w *writer) unused(ctx context.Context, kind key.Kind, ids ...key.ID) error {
-	list, err := w.references(ctx, kind, ids...)
-	if err != nil {
-		return err
-	}
-	for _, r := range list {
-		if r.Rows > 0 {
-			return fmt.Errorf("%d rows of %v have its id: %w", r.Rows, r.Column, store.ErrForeignKey)
-		}
-	}
-	return nil
 }
 
 var (

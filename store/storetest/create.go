@@ -127,6 +127,7 @@ var createTests = []test{
 		}
 		nearNow(e.T, "Destroyed", f.Data[0].Tombstones[0].Destroyed)
 	})},
+	{"imported root keys with gaps come with data keys under their heads", initialized(importedFamilies)},
 	{"300 versions of one key", initialized(func(e *env) {
 		keys := e.m.Scope(e.scope(1), "sessions")
 		k := &keys[1]
@@ -256,6 +257,51 @@ func (e *env) imported(k store.Key, oldID key.ID) store.Key {
 	k.Head, k.Seq = 3, 7
 	k.Versions = []store.Version{old, v}
 	k.Tombstones = []store.Tombstone{{Number: 2, Alg: key.Imported, Commit: make([]byte, 32)}}
+	return k
+}
+
+// importedFamilies creates scopes in one call whose root keys lack numbers at different places, each with a data key
+// without gaps and one with. One of them is there already, but for its data keys.
+func importedFamilies(e *env) {
+	missing := [][]key.Version{nil, {1}, {2}, {1, 2, 3}, {1, 3}, {2, 3}}
+	var all []store.Key
+	var want []store.Family
+	for i, dead := range missing {
+		root := e.m.RootKey(e.scope(i))
+		root = e.gaps(root, 5, "", dead...)
+		f := store.Family{Root: root, Data: []store.Key{
+			e.m.DataKey(&root, "a", key.Message),
+			e.gaps(e.m.DataKey(&root, "b", key.Message), 4, head(&root).ID, 2),
+			e.gaps(e.m.DataKey(&root, "c", key.Message), 3, head(&root).ID, 1),
+		}}
+		all, want = append(append(all, root), f.Data...), append(want, f)
+	}
+	e.create(want[1].Root)
+	if n, err := e.s.Create(e.ctx, e.m.Inst(), all); n != len(all)-1 || err != nil {
+		e.Fatalf("Create: %d, %v; want %d, nil", n, err, len(all)-1)
+	}
+	for i := range want {
+		f, err := e.s.Scope(e.ctx, e.scope(i))
+		if d := diff(want[i], f); d != "" || err != nil {
+			e.Errorf("root key without %d: %v (-stored +read):\n%s", missing[i], err, d)
+		}
+	}
+}
+
+// gaps makes the only version of k its newest, of the given number: before it imported ones, but for those that are
+// missing.
+func (e *env) gaps(k store.Key, newest key.Version, parent key.ID, missing ...key.Version) store.Key {
+	v := k.Versions[0]
+	k.Versions = nil
+	for n := key.Version(1); n < newest; n++ {
+		if slices.Contains(missing, n) {
+			k.Tombstones = append(k.Tombstones, store.Tombstone{Number: n, Alg: key.Imported, Commit: make([]byte, 32)})
+		} else {
+			k.Versions = append(k.Versions, e.m.Version(k.Kind, n, key.Retired, key.Imported, parent))
+		}
+	}
+	v.Number, k.Head = newest, newest
+	k.Versions = append(k.Versions, v)
 	return k
 }
 

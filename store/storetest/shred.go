@@ -29,11 +29,30 @@ var shredTests = []test{
 		_, err := e.s.Shred(e.ctx, e.m.Inst(), e.scope(1))
 		e.wantClass("Shred again", err, store.ErrNotFound)
 
-		// The ids are used up, the name is not.
+		// The ids are used up, which can be asked for; the name is not.
+		for _, k := range keys {
+			e.wasDestroyed(k.Versions[0].ID, true)
+		}
+		e.wasDestroyed(other.Root.Versions[0].ID, false)
 		if n, err := e.s.Create(e.ctx, e.m.Inst(), keys); err == nil {
 			e.Errorf("Create of the same keys: %d", n)
 		}
 		e.create(e.m.Scope(e.scope(1), "one")...)
+	})},
+	{"a destroyed version is known by its id, and others are not", initialized(func(e *env) {
+		ref := key.Ref{Scope: e.scope(1), Purpose: "one"}
+		keys := e.m.Scope(ref.Scope, ref.Purpose)
+		keys[1] = e.gaps(keys[1], 3, head(&keys[0]).ID, 1)
+		e.create(keys...)
+		dead := keys[1].Versions[0].ID
+		k := e.update(ref, e.m.Step(&keys[1], 2, key.Disabled))
+		e.wasDestroyed(dead, false)
+		k = e.update(ref, e.m.Destroy(&k, 2))
+		e.wasDestroyed(dead, true)
+		e.wasDestroyed(head(&k).ID, false)
+		for _, id := range []key.ID{"", "kdkv_0", "kdkv_\x00", k.ID} {
+			e.wasDestroyed(id, false)
+		}
 	})},
 	{"another installation's caller finds nothing", initialized(func(e *env) {
 		e.create(e.m.Scope(e.scope(1), "one")...)
@@ -51,7 +70,9 @@ var shredTests = []test{
 		e.h.Refer(e.T, e.s, keys[2].Versions[0].ID)
 		e.unchanged(func() {
 			_, err := e.s.Shred(e.ctx, e.m.Inst(), e.scope(1))
-			e.wantClass("Shred", err, store.ErrForeignKey)
+			e.wantInUse("Shred", err, keys[2].Versions[0].ID, 1)
+			_, err = e.s.Shred(e.ctx, e.m.Inst(), e.scope(2))
+			e.wantClass("Shred of a scope that is not there", err, store.ErrNotFound)
 		})
 	})},
 	{"a rollback brings the scope back", inTx(func(e *env, begin func() (store.Tx, func() error, func() error)) {
@@ -71,4 +92,11 @@ var shredTests = []test{
 			}
 		})
 	})},
+}
+
+func (e *env) wasDestroyed(id key.ID, want bool) {
+	e.Helper()
+	if was, err := e.s.WasDestroyed(e.ctx, id); was != want || err != nil {
+		e.Errorf("WasDestroyed(%q): %v, %v; want %v", id, was, err, want)
+	}
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 
@@ -322,6 +323,16 @@ func (e *env) wantClass(what string, err, want error) {
 	e.Helper()
 	if class(err) != class(want) {
 		e.Errorf("%s: %v; want %v", what, err, want)
+	}
+}
+
+// wantInUse asserts what is said of a version that has rows in one column.
+func (e *env) wantInUse(what string, err error, id key.ID, rows int64) {
+	e.Helper()
+	e.wantClass(what, err, store.ErrForeignKey)
+	use, ok := errors.AsType[*store.InUseError](err)
+	if !ok || use.ID != id || len(use.References) != 1 || use.References[0].Rows != rows || !strings.Contains(err.Error(), use.References[0].String()) {
+		e.Errorf("%s: %v; want an InUseError about %s with %d rows in one column", what, err, id, rows)
 	}
 }
 

@@ -55,6 +55,12 @@ func (e *env) life(ref key.Ref) store.Key {
 // rewrapAll wraps all versions of the scope's data keys under its root key's head.
 func (e *env) rewrapAll(scope key.Scope) {
 	e.Helper()
+	root := e.key(key.Ref{Scope: scope})
+	e.rewrapUnder(scope, head(&root).ID)
+}
+
+func (e *env) rewrapUnder(scope key.Scope, parent key.ID) {
+	e.Helper()
 	f, err := e.s.Scope(e.ctx, scope)
 	if err != nil {
 		e.Fatalf("Scope: %v", err)
@@ -62,7 +68,7 @@ func (e *env) rewrapAll(scope key.Scope) {
 	var rows []store.Rewrap
 	for _, k := range f.Data {
 		for i := range k.Versions {
-			rows = append(rows, e.m.Rewrap(&k.Versions[i], head(&f.Root).ID))
+			rows = append(rows, e.m.Rewrap(&k.Versions[i], parent))
 		}
 	}
 	if n, err := e.s.Rewrap(e.ctx, e.m.Inst(), rows); n != len(rows) || err != nil {
@@ -205,21 +211,54 @@ var updateTests = []test{
 		k := e.life(ref)
 		e.h.Refer(e.T, e.s, k.Versions[0].ID)
 		u := e.m.Destroy(&k, 2, 5)
-		e.unchanged(func() { e.wantClass("Update", e.s.Update(e.ctx, u), store.ErrForeignKey) })
+		e.unchanged(func() { e.wantInUse("Update", e.s.Update(e.ctx, u), k.Versions[0].ID, 1) })
 		e.update(ref, e.m.Destroy(&k, 5))
 	})},
-	{"a root key version that wraps something stays", initialized(func(e *env) {
+	{"a root key version that wraps something is neither disabled nor destroyed", initialized(func(e *env) {
 		ref := key.Ref{Scope: e.scope(1)}
-		e.create(e.m.Scope(ref.Scope, "sessions")...)
+		e.create(e.m.Scope(ref.Scope, "sessions", "tokens")...)
 		k := e.key(ref)
-		k = e.update(ref, e.m.Add(&k, nil))
-		k = e.update(ref, e.m.Activate(&k, 2))
-		k = e.update(ref, e.m.Step(&k, 1, key.Disabled))
-		e.unchanged(func() {
-			e.wantClass("Update", e.s.Update(e.ctx, e.m.Destroy(&k, 1)), store.ErrForeignKey)
-		})
+		for n := key.Version(2); n <= 3; n++ {
+			k = e.update(ref, e.m.Add(&k, nil))
+			k = e.update(ref, e.m.Activate(&k, n))
+		}
+		off := e.m.Step(&k, 1, key.Disabled)
+		off.States = append(off.States, store.StateChange{Number: 2, From: key.Retired, To: key.Disabled})
+		e.unchanged(func() { e.wantInUse("Update that disables", e.s.Update(e.ctx, off), k.Versions[0].ID, 2) })
+		k = e.update(ref, e.m.Step(&k, 2, key.Disabled))
 		e.rewrapAll(ref.Scope)
-		e.update(ref, e.m.Destroy(&k, 1))
+		k = e.update(ref, e.m.Step(&k, 1, key.Disabled))
+		k = e.update(ref, e.m.Destroy(&k, 1, 2))
+
+		k = e.update(ref, e.m.Add(&k, nil))
+		e.rewrapUnder(ref.Scope, k.Versions[1].ID)
+		u := e.m.Destroy(&k, 4)
+		e.unchanged(func() { e.wantInUse("Update that destroys", e.s.Update(e.ctx, u), k.Versions[1].ID, 2) })
+	})},
+	{"nothing is wrapped under a disabled root key version", initialized(func(e *env) {
+		ref, data := key.Ref{Scope: e.scope(1)}, key.Ref{Scope: e.scope(1), Purpose: "sessions"}
+		e.create(e.m.Scope(ref.Scope, data.Purpose)...)
+		before := e.key(ref)
+		k := e.update(ref, e.m.Add(&before, nil))
+		k = e.update(ref, e.m.Activate(&k, 2))
+		e.rewrapAll(ref.Scope)
+		k = e.update(ref, e.m.Step(&k, 1, key.Disabled))
+
+		// Of whoever read the root key before.
+		d := e.key(data)
+		add, fresh := e.m.Add(&d, &before), e.m.DataKey(&before, "tokens", key.Message)
+		rewrap := []store.Rewrap{e.m.Rewrap(&d.Versions[0], before.Versions[0].ID)}
+		e.unchanged(func() {
+			e.wantClass("Update", e.s.Update(e.ctx, add), store.ErrConflict)
+			_, err := e.s.Create(e.ctx, e.m.Inst(), []store.Key{fresh})
+			e.wantClass("Create", err, store.ErrConflict)
+			_, err = e.s.Rewrap(e.ctx, e.m.Inst(), rewrap)
+			e.wantClass("Rewrap", err, store.ErrConflict)
+		})
+		e.update(ref, e.m.Step(&k, 1, key.Retired))
+		e.update(data, add)
+		e.create(fresh)
+		e.wantRewrapped(1, rewrap...)
 	})},
 	{"given slices are not kept", bothKinds(func(e *env, ref key.Ref) {
 		k := e.key(ref)

@@ -271,6 +271,32 @@ for each row
 when (old.root_key_version_id is distinct from new.root_key_version_id)
 execute function {schema}{prefix}_data_key_version_parent();
 
+-- The parent's row is locked, so that it is not disabled before this is committed: who disables it counts what it
+-- wraps.
+create function {schema}{prefix}_data_key_version_parent_usable() returns trigger language plpgsql {function_options}as $$
+declare
+    parent_state smallint;
+begin
+    select state into parent_state from {schema}{prefix}_root_key_version where private_id = new.root_key_version_id for share;
+    if parent_state = 4 then
+        raise exception '%: the parent is disabled', tg_name
+            using errcode = 'check_violation', constraint = tg_name, table = tg_table_name, schema = tg_table_schema;
+    end if;
+    return new;
+end
+$$;
+
+create trigger {prefix}_data_key_version_parent_usable_insert
+before insert on {schema}{prefix}_data_key_version
+for each row
+execute function {schema}{prefix}_data_key_version_parent_usable();
+
+create trigger {prefix}_data_key_version_parent_usable_update
+before update of root_key_version_id on {schema}{prefix}_data_key_version
+for each row
+when (old.root_key_version_id is distinct from new.root_key_version_id)
+execute function {schema}{prefix}_data_key_version_parent_usable();
+
 -- Here and not with the table, because they look at both kinds of versions.
 create function {schema}{prefix}_tombstone_not_live() returns trigger language plpgsql {function_options}as $$
 begin

@@ -155,7 +155,7 @@ end;
 
 create trigger {prefix}_root_key_version_not_again
 before insert on {prefix}_root_key_version
-when exists (select 1 from {prefix}_tombstone where private_id = new.private_id)
+when exists (select 1 from {prefix}_tombstone where private_id = new.private_id and private_id <> '')
 begin
     select raise(abort, '{prefix}_root_key_version_not_again: the version of this id was destroyed');
 end;

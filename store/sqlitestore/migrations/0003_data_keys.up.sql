@@ -168,7 +168,7 @@ end;
 
 create trigger {prefix}_data_key_version_not_again
 before insert on {prefix}_data_key_version
-when exists (select 1 from {prefix}_tombstone where private_id = new.private_id)
+when exists (select 1 from {prefix}_tombstone where private_id = new.private_id and private_id <> '')
 begin
     select raise(abort, '{prefix}_data_key_version_not_again: the version of this id was destroyed');
 end;
@@ -242,6 +242,22 @@ when not exists (
     where k.private_id = new.data_key_id and p.private_id = new.root_key_version_id and p.alg = 1)
 begin
     select raise(abort, '{prefix}_data_key_version_parent_update: the parent is no version of the root key that wraps');
+end;
+
+-- Who disables a parent counts what it wraps.
+create trigger {prefix}_data_key_version_parent_usable_insert
+before insert on {prefix}_data_key_version
+when exists (select 1 from {prefix}_root_key_version where private_id = new.root_key_version_id and state = 4)
+begin
+    select raise(abort, '{prefix}_data_key_version_parent_usable_insert: the parent is disabled');
+end;
+
+create trigger {prefix}_data_key_version_parent_usable_update
+before update of root_key_version_id on {prefix}_data_key_version
+when old.root_key_version_id is not new.root_key_version_id
+    and exists (select 1 from {prefix}_root_key_version where private_id = new.root_key_version_id and state = 4)
+begin
+    select raise(abort, '{prefix}_data_key_version_parent_usable_update: the parent is disabled');
 end;
 
 -- Here and not with the table, because they look at both kinds of versions.
