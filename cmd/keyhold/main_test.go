@@ -87,6 +87,7 @@ func params(kind string, address func(t testing.TB, name string) string, files [
 			"capture": capture,
 			"exits":   exits,
 			"sql":     runSQL,
+			"locked":  locked,
 			"cut":     cut,
 			"flip":    flip,
 		},
@@ -117,15 +118,37 @@ func runSQL(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
 		ts.Fatalf("usage: sql ADDRESS STATEMENT")
 	}
-	driver, address := "pgx", args[0]
+	db := openSQL(ts, args[0])
+	defer db.Close()
+	_, err := db.Exec(args[1])
+	ts.Check(err)
+}
+
+func openSQL(ts *testscript.TestScript, address string) *sql.DB {
+	driver := "pgx"
 	if !strings.HasPrefix(address, "postgres:") {
 		driver, address = "sqlite", ts.MkAbs(strings.TrimPrefix(address, "sqlite:"))
 	}
 	db, err := sql.Open(driver, address)
 	ts.Check(err)
-	defer db.Close()
-	_, err = db.Exec(args[1])
+	return db
+}
+
+// locked ADDRESS STATEMENT: does it in a transaction that stays open until the script ends.
+func locked(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: locked ADDRESS STATEMENT")
+	}
+	db := openSQL(ts, args[0])
+	tx, err := db.Begin()
 	ts.Check(err)
+	_, err = tx.Exec(args[1])
+	ts.Check(err)
+	ts.Defer(func() {
+		if err := errors.Join(tx.Rollback(), db.Close()); err != nil {
+			ts.Logf("locked: %v", err)
+		}
+	})
 }
 
 // parts URL: sets HOST, PORT, USER and DATABASE to those of PostgreSQL's address.

@@ -64,7 +64,11 @@ func newHandler(t *tenants, log *slog.Logger) http.Handler {
 		mux.Handle(pattern, answer(pattern, e, log))
 	}
 	// Listening on this machine alone keeps others out, but not the web pages that its users visit.
-	return http.NewCrossOriginProtection().Handler(mux)
+	protection := http.NewCrossOriginProtection()
+	protection.SetDenyHandler(answer("from another site", func(*http.Request, keyhold.Scope) (int, any, error) {
+		return http.StatusForbidden, errorBody{"requests from other sites' pages are refused"}, nil
+	}, log))
+	return protection.Handler(mux)
 }
 
 // answer runs an endpoint and writes what it returns. It logs the pattern and not the path, and no bodies.

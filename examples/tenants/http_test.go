@@ -210,9 +210,12 @@ func TestNoSecretIsLogged(t *testing.T) {
 
 func TestOtherSitesPagesAreRefused(t *testing.T) {
 	s := open(t, "sqlite:"+t.TempDir()+"/tenants.db")
-	address, _ := served(t, s)
-	status, _ := request(t, "POST", address+"/tenants", `{"id": "acme"}`, "Origin", "https://elsewhere.example")
+	address, log := served(t, s)
+	status, text := request(t, "POST", address+"/tenants", `{"id": "acme"}`, "Origin", "https://elsewhere.example")
 	if n := s.count(t, "scope"); status != http.StatusForbidden || n != 0 {
 		t.Errorf("status %d, %d tenants; want %d and none", status, n, http.StatusForbidden)
+	}
+	if !strings.HasPrefix(text, `{"error":`) || !strings.Contains(log.String(), "status=403") {
+		t.Errorf("%s; the log has %s", text, log)
 	}
 }

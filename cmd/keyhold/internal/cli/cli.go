@@ -4,7 +4,7 @@ package cli
 import (
 	"context"
 	"io"
-	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -57,6 +57,9 @@ type app struct {
 	pins                     []string
 	timeout                  time.Duration
 	json                     bool
+
+	given    func(flag string) bool // whether the command line has it
+	commands *regexp.Regexp         // see pasted
 }
 
 // Main runs the program with the given arguments, which do not include its name, and returns its exit code. After
@@ -83,7 +86,7 @@ func (a *app) command() *cobra.Command {
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
-		PersistentPreRunE: func(*cobra.Command, []string) error { return a.checkFlags() },
+		PersistentPreRunE: func(c *cobra.Command, _ []string) error { return a.checkFlags(c) },
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError(err.Error(), cmd.CommandPath()+" --help lists the flags")
@@ -103,18 +106,8 @@ func (a *app) command() *cobra.Command {
 		a.demoCommand(), a.rootCommand(), a.initCommand(), a.scopeCommand(), a.keyCommand(), a.sealCommand(), a.openCommand(),
 		a.statusCommand(), a.doctorCommand(), a.migrateCommand(), a.importCommand(), a.versionCommand(),
 	)
+	a.commands = commandsOf(root)
 	return root
-}
-
-// checkFlags checks those flags that all commands have and whose zero value would mean something else than it says.
-func (a *app) checkFlags() error {
-	switch {
-	case a.prefix == "":
-		return usageError("--prefix is empty", "leave it out for the default, "+migrate.DefaultPrefix)
-	case a.timeout == 0:
-		return usageError("--timeout 0 leaves no time for anything", "give a time such as 30s, or a negative one for no limit")
-	}
-	return nil
 }
 
 // helpCommand is cobra's, but a command that is not there is wrong use.
@@ -165,12 +158,4 @@ func args(names ...string) cobra.PositionalArgs {
 		}
 		return nil
 	}
-}
-
-// setting is a flag's value, or where it was not given, the environment's.
-func setting(flag, env string) string {
-	if flag != "" {
-		return flag
-	}
-	return os.Getenv(env)
 }

@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"context"
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -139,9 +140,16 @@ func TestOutputThatCannotBeWrittenIsAFailureOfEveryCommandThatPrints(t *testing.
 		t.Fatal(code)
 	}
 	id := retiredVersion(t, flags)
+	db, err := sql.Open("sqlite", strings.TrimPrefix(flags[1], "sqlite:"))
+	if err == nil {
+		_, err = db.Exec("create table note (about text references kms_data_key_version (private_id))")
+	}
+	if err = errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
 	for _, command := range []string{
 		"init", "scope create s --purpose p", "scope list", "scope reconcile --purpose p", "key list", "key list s", "key rotate s",
-		"key rotate s --rewrap", "key rewrap s", "key rewrap --all", "key references --register kms_epoch.n",
+		"key rotate s --rewrap", "key rewrap s", "key rewrap --all", "key references",
 		"seal --scope s --purpose p", "open", "key disable " + id, "key enable " + id, "key disable " + id, "key destroy " + id,
 		"key destroy --yes " + id, "status", "migrate up", "migrate status", "migrate print", "version",
 	} {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 
 	wrapping "github.com/hashicorp/go-kms-wrapping/v2"
@@ -139,19 +138,6 @@ func holdsRoot(given string) bool {
 	return found && len(rest) >= 16
 }
 
-func (a *app) allPins() []string {
-	if len(a.pins) > 0 {
-		return a.pins
-	}
-	var pins []string
-	for pin := range strings.SplitSeq(os.Getenv("KEYHOLD_PIN"), ",") {
-		if pin = strings.TrimSpace(pin); pin != "" {
-			pins = append(pins, pin)
-		}
-	}
-	return pins
-}
-
 // session is an open installation.
 type session struct {
 	*keyhold.Manager
@@ -192,7 +178,11 @@ func (a *app) open(ctx context.Context, config keyhold.Config) (*session, error)
 // manager opens the installation in s.
 func (a *app) manager(ctx context.Context, s database, config keyhold.Config, given string) (*keyhold.Manager, error) {
 	// A command that makes one call, or few, gains nothing by what it could keep between them.
-	config.Pins, config.Timeout, config.Strict = a.allPins(), a.timeout, true
+	pins, err := a.allPins()
+	if err != nil {
+		return nil, err
+	}
+	config.Pins, config.Timeout, config.Strict = pins, a.timeout, true
 	m, err := keyhold.New(ctx, s, config)
 	if errors.Is(err, keyhold.ErrRoot) {
 		return nil, wrongRoot(ctx, s, config.Root, given)

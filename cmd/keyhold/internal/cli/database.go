@@ -74,7 +74,9 @@ func (a *app) openSQLite(path string, o migrate.Options, create bool) (database,
 	s, err := open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		hint := "keyhold init makes one"
-		if len(a.allPins()) > 0 {
+		if pins, err := a.allPins(); err != nil {
+			return nil, err
+		} else if len(pins) > 0 {
 			hint = "look at its path; keyhold init makes one only where no pin is given, by --pin or KEYHOLD_PIN"
 		}
 		return nil, failed("no_database", "there is no database "+path, hint)

@@ -47,6 +47,7 @@ func (a *app) report(ctx context.Context, err error) int {
 		return exitFound
 	}
 	p := a.explain(ctx, err)
+	p.Hint = a.pasted(p.Hint)
 	if a.json {
 		a.printJSON(a.err, map[string]*problem{"error": p})
 		return p.exit
@@ -122,6 +123,8 @@ func (a *app) explain(ctx context.Context, err error) *problem {
 		return fail("unavailable", "cannot use "+a.where()+": "+a.reason(err), "")
 	case errors.Is(err, keyhold.ErrNotFound):
 		return fail("not_found", sentence(err, keyhold.ErrNotFound)+" is not there", "")
+	case strings.Contains(firstLine(err), ", which was registered, "):
+		return fail("registered", firstLine(err), "keyhold key references --unregister TABLE.COLUMN forgets it")
 	case isCobraUsage(err):
 		hint := "keyhold help lists the commands"
 		if _, words, found := strings.Cut(err.Error(), "Did you mean this?"); found {

@@ -37,7 +37,8 @@ with those keys opens, and nothing has to be sealed anew. Every key gets a new v
 that was revoked there is a destroyed one here, without an id.
 
 Without --in-place the keys come into the installation in --db, which may be the same database if --prefix is another, and
-the old tables stay. It may be interrupted and repeated: what is there already is left as it is. With --in-place the old
+the old tables stay. It may be interrupted and repeated: what is there already is left as it is, and a scope that was there
+and was shredded since, or deleted with its tenant, is left out. With --in-place the old
 tables become keyhold's in one transaction, with a new installation whose root is --root; the application's foreign keys
 to and from them stay, and the old triggers and functions go. Nobody may use the old tables meanwhile, nor the old
 library afterwards.
@@ -60,6 +61,9 @@ It prints for each scope how many keys, versions and revoked versions it has, an
 func (a *app) importKMS(ctx context.Context, f kmsFlags) (err error) {
 	if f.from == "" {
 		return usageError("--from is not given", "it is the database with the old tables, sqlite:PATH or postgres://...")
+	}
+	if f.prefix == "" {
+		return usageError("--from-prefix is empty", "leave it out for the default, "+migrate.DefaultPrefix)
 	}
 	if f.inPlace {
 		if err := a.takePlace(f); err != nil {
@@ -95,7 +99,12 @@ func (a *app) importKMS(ctx context.Context, f kmsFlags) (err error) {
 	if err := a.rehearse(ctx, root, opened); err != nil {
 		return err
 	}
-	return a.with(ctx, keyhold.Config{}, func(s *session) error { return a.importInto(ctx, s, opened, f.dryRun) })
+	err = a.with(ctx, keyhold.Config{}, func(s *session) error { return a.importInto(ctx, s, opened, f.dryRun) })
+	if schema, ok := errors.AsType[*keyhold.SchemaError](err); ok && schema.Foreign == kmsimport.SchemaVersion {
+		return failed("schema", "the tables "+a.tables()+" in "+a.where()+" are those of extras/kms, and the keys are to come into an installation",
+			"--in-place makes keyhold's of them; an installation beside them has another --prefix, with which keyhold init makes it")
+	}
+	return err
 }
 
 // openOldRoot opens the external root of the old system.
@@ -131,14 +140,14 @@ func (a *app) openOldKeys(ctx context.Context, old *oldTables, root kmsimport.Ro
 	defer cancel()
 	scopes, err := old.tables.Read(limited)
 	if err != nil {
-		return nil, nil, old.explain(ctx, err)
+		return nil, nil, old.explainRow(ctx, err)
 	}
 	var opened []kmsimport.Keys
 	step := a.steps("opening keys", len(scopes))
 	for _, s := range scopes {
 		k, err := a.openOldScope(ctx, s, root)
 		if err != nil {
-			return scopes, opened, old.explain(ctx, err)
+			return scopes, opened, old.explainRow(ctx, err)
 		}
 		opened = append(opened, k)
 		step()
@@ -180,31 +189,33 @@ func cannotImport(err error) error {
 
 // importInto imports scopes into an installation that is there.
 func (a *app) importInto(ctx context.Context, s *session, opened []kmsimport.Keys, dryRun bool) error {
-	there := map[key.Scope]bool{}
+	results := map[key.Scope]string{}
 	for _, k := range opened {
-		is, err := isThere(ctx, s, k)
+		expected, err := a.expected(ctx, s, k)
 		if err != nil {
 			return err
 		}
-		there[k.Scope] = is
+		results[k.Scope] = expected
 	}
 	list := a.newStream(importedHeader)
-	made := 0
+	counts := map[string]int{}
 	step := a.steps("importing", len(opened))
 	for _, k := range opened {
-		result := resultToImport
+		result := results[k.Scope]
 		if !dryRun {
-			result = resultThere
 			did, err := s.ImportScope(ctx, k.Scope, k.Keys)
-			if err != nil {
+			switch {
+			case errors.Is(err, keyhold.ErrState):
+				result = resultShredded
+			case err != nil:
 				return list.end(otherKeys(k.Scope, err))
+			case did:
+				result = resultImported
+			default:
+				result = resultThere
 			}
-			if did {
-				result, made = resultImported, made+1
-			}
-		} else if there[k.Scope] {
-			result = resultThere
 		}
+		counts[result]++
 		if err := list.add(newImported(k, result)); err != nil {
 			return err
 		}
@@ -213,22 +224,38 @@ func (a *app) importInto(ctx context.Context, s *session, opened []kmsimport.Key
 	if err := list.end(nil); err != nil {
 		return err
 	}
+	if n := counts[resultShredded]; n > 0 {
+		a.say("%s left out: the keys were here and were destroyed, with the scope or its tenant, and do not come back",
+			plural(n, "scope was", "scopes were"))
+	}
 	if dryRun {
 		a.say("nothing was changed")
-	} else {
-		a.say("imported %s, and %d were there already; keyhold doctor looks at everything", plural(made, "scope", "scopes"), len(opened)-made)
+		return nil
+	}
+	a.say("imported %s, and %d were there already; keyhold doctor looks at everything",
+		plural(counts[resultImported], "scope", "scopes"), counts[resultThere])
+	if refs, err := s.References(ctx, ""); err == nil && len(refs) == 0 {
+		a.say("nothing refers to these tables yet: as long as no foreign key does, nor a column is registered, a version in use can be destroyed")
 	}
 	return nil
 }
 
-// isThere says whether a scope was imported already, by the ids of what it has. It is an error if it has other ones.
-func isThere(ctx context.Context, s *session, k kmsimport.Keys) (bool, error) {
+// expected is the result for a scope that is not imported yet, resultThere if all its ids are there, or resultShredded.
+// It is an error if the scope has other keys.
+func (a *app) expected(ctx context.Context, s *session, k kmsimport.Keys) (string, error) {
 	infos, err := s.Keys(ctx, k.Scope)
 	if errors.Is(err, keyhold.ErrNotFound) {
-		return false, nil
+		limited, cancel := a.limited(ctx)
+		defer cancel()
+		// The first of any: all of a scope are destroyed together.
+		was, err := s.store.WasDestroyed(limited, k.Keys[0].Versions[0].ID)
+		if was {
+			return resultShredded, err
+		}
+		return resultToImport, err
 	}
 	if err != nil {
-		return false, err
+		return "", err
 	}
 	have := map[key.ID]bool{}
 	for _, info := range infos {
@@ -243,10 +270,10 @@ func isThere(ctx context.Context, s *session, k kmsimport.Keys) (bool, error) {
 			missing = missing || !have[v.ID]
 		}
 		if missing {
-			return false, otherKeys(k.Scope, keyhold.ErrExists)
+			return "", otherKeys(k.Scope, keyhold.ErrExists)
 		}
 	}
-	return true, nil
+	return resultThere, nil
 }
 
 func otherKeys(scope key.Scope, err error) error {
@@ -263,6 +290,7 @@ const (
 	resultImported = "imported"
 	resultThere    = "already there"
 	resultToImport = "to be imported"
+	resultShredded = "was shredded here"
 )
 
 // imported is what became of a scope, as --json shows it.

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
 
 	"keyhold.example/keyhold"
@@ -91,10 +92,31 @@ func (o *oldTables) explain(ctx context.Context, err error) error {
 		return failed("changed", err.Error()+"; nothing was changed", "")
 	case isCannot:
 		return failed("in_place", cannot.Error()+"; nothing was changed", "without --in-place the keys come into another installation")
+	case isLocked(err):
+		return failed("locked", "somebody else uses the tables "+tables+"; nothing was changed", "stop what uses the old library, and try again")
 	case isRoot && ctx.Err() == nil:
 		return failed("root", root.Error(), "--from-root has to be the root that the old system had; nothing was changed ("+firstLine(root.Err)+")")
 	}
 	return o.a.explain(ctx, err)
+}
+
+// explainRow is explain for what is wrong with rows, which is told before anything is changed.
+func (o *oldTables) explainRow(ctx context.Context, err error) error {
+	err = o.explain(ctx, err)
+	if p, ok := errors.AsType[*problem](err); ok && p.Code == "failed" {
+		return failed(p.Code, p.Message+"; nothing was changed", p.Hint)
+	}
+	return err
+}
+
+// isLocked says whether others did not let go of a table in time.
+func isLocked(err error) bool {
+	const lockNotAvailable, busy = "55P03", 5
+	if said, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return said.Code == lockNotAvailable
+	}
+	var coded interface{ Code() int }
+	return errors.As(err, &coded) && coded.Code()&0xff == busy
 }
 
 // schemaHint says what can be done about tables of extras/kms.

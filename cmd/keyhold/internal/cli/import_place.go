@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"os"
 
 	wrapping "github.com/hashicorp/go-kms-wrapping/v2"
 
@@ -11,16 +12,36 @@ import (
 
 // takePlace makes the old database and prefix the command's own, and refuses others.
 func (a *app) takePlace(f kmsFlags) error {
+	pins, err := a.allPins()
 	switch {
-	case a.db != "" && a.db != f.from:
+	case err != nil:
+		return err
+	case a.db != "" && !sameDatabase(a.db, f.from):
 		return usageError("with --in-place the keys stay in the database of --from, and --db is another", "leave out --db or --in-place")
 	case a.schema != "":
 		return usageError("with --in-place the tables stay in their schema", "leave out --schema")
-	case len(a.allPins()) > 0:
+	case a.given("prefix") && a.prefix != f.prefix:
+		return usageError("with --in-place the tables keep their prefix, which is that of --from-prefix, and --prefix is another", "leave out --prefix")
+	case len(pins) > 0:
 		return usageError("with --in-place a new installation is made, which no pin is known of", "leave out --pin, and unset KEYHOLD_PIN")
 	}
 	a.db, a.prefix = f.from, f.prefix
 	return nil
+}
+
+// sameDatabase says whether two addresses are the same, or name one SQLite file.
+func sameDatabase(one, other string) bool {
+	if one == other {
+		return true
+	}
+	a, err1 := parseAddress(one)
+	b, err2 := parseAddress(other)
+	if err1 != nil || err2 != nil || a.isPostgres() || b.isPostgres() {
+		return false
+	}
+	fileA, err1 := os.Stat(a.path)
+	fileB, err2 := os.Stat(b.path)
+	return err1 == nil && err2 == nil && os.SameFile(fileA, fileB)
 }
 
 // importInPlace puts keyhold's tables in the place of the old ones.
@@ -40,11 +61,14 @@ func (a *app) importInPlace(
 		return err
 	}
 	result := resultToImport
-	if !dryRun {
+	if dryRun {
+		err = old.tables.CanReplace(ctx)
+	} else {
 		result = resultImported
-		if err := old.tables.Replace(ctx, scopes, stage, max(a.timeout, 0)); err != nil {
-			return old.explain(ctx, err)
-		}
+		err = old.tables.Replace(ctx, scopes, stage, max(a.timeout, 0))
+	}
+	if err != nil {
+		return old.explain(ctx, err)
 	}
 	list := a.newStream(importedHeader)
 	for _, k := range opened {

@@ -27,8 +27,12 @@ func (a *app) runInit(cmd *cobra.Command, tables tableFlags) error {
 	if err != nil {
 		return err
 	}
+	pins, err := a.allPins()
+	if err != nil {
+		return err
+	}
 	// With a pin, the installation is expected to be there.
-	s, err := a.openStore(ctx, tables, len(a.allPins()) == 0)
+	s, err := a.openStore(ctx, tables, len(pins) == 0)
 	if err != nil {
 		return err
 	}

@@ -105,7 +105,8 @@ func unknown(ctx context.Context, s *session, ref key.Ref, err error) error {
 type version struct {
 	keyhold.VersionInfo
 
-	Ref key.Ref
+	Ref    key.Ref
+	prefix string // of keyhold's tables
 }
 
 // stateJSON is a version with its state, as --json shows it.
@@ -130,7 +131,7 @@ func (v *version) print(w io.Writer) {
 // findVersion reads the version with an id, also one that was destroyed.
 func (a *app) findVersion(ctx context.Context, s *session, id key.ID) (version, error) {
 	if err := id.Validate(); err != nil {
-		return version{}, err
+		return version{}, notVersion(id, err)
 	}
 	scope, err := a.keyOfVersion(ctx, s, id)
 	if err != nil {
@@ -144,7 +145,7 @@ func (a *app) findVersion(ctx context.Context, s *session, id key.ID) (version, 
 	for _, k := range keys {
 		for _, v := range k.Versions {
 			if v.ID == id {
-				return version{v, k.Ref}, nil
+				return version{v, k.Ref, a.prefix}, nil
 			}
 		}
 	}
@@ -162,6 +163,15 @@ func (a *app) keyOfVersion(ctx context.Context, s *session, id key.ID) (key.Scop
 	return family.Root.Scope, err
 }
 
+// notVersion says of a word that is no id of a version where there are some; that of a key is taken for one easily.
+func notVersion(id key.ID, err error) error {
+	hint := "keyhold key list shows the ids of all versions"
+	if strings.HasPrefix(string(id), key.PrefixRootKey) || strings.HasPrefix(string(id), key.PrefixDataKey) {
+		hint = "that is the id of a key; " + hint
+	}
+	return &problem{Code: "invalid", Message: err.Error(), Hint: hint, exit: exitUsage}
+}
+
 func unknownVersion(id key.ID) error {
 	return failed("unknown_version", "there is no key version "+quote(string(id)), "keyhold key list shows the ids of all versions")
 }
@@ -171,7 +181,7 @@ func (v *version) explain(doing string, err error) error {
 	used, inUse := errors.AsType[*keyhold.InUseError](err)
 	switch {
 	case inUse:
-		return failed("in_use", used.Error(), v.inUseHint())
+		return failed("in_use", used.Error(), v.inUseHint(used.References))
 	case errors.Is(err, keyhold.ErrForeignKey):
 		return failed("in_use", fmt.Sprintf("%s key version %s: a row had its id a moment ago", doing, v.ID), "repeat it")
 	case errors.Is(err, keyhold.ErrState):
@@ -183,11 +193,22 @@ func (v *version) explain(doing string, err error) error {
 }
 
 // inUseHint says what to do about rows that have the version's id.
-func (v *version) inUseHint() string {
-	if v.Ref.IsRoot() {
-		return "keyhold key rewrap " + argument(string(v.Ref.Scope)) + " brings what it wraps under the newest version"
+func (v *version) inUseHint(refs []keyhold.Reference) string {
+	wraps, others := false, false
+	for _, r := range refs {
+		ours := v.Ref.IsRoot() && r.Table == v.prefix+"_data_key_version" && r.Column.Column == "root_key_version_id"
+		wraps, others = wraps || ours && r.Rows > 0, others || !ours && r.Rows > 0
 	}
-	return "write these rows anew, so that the newest version seals them, or delete them"
+	const anew = "write these rows anew, so that the newest version seals them, or delete them"
+	// The scope may have to be the last word of a command.
+	rewrap := "keyhold key rewrap " + argument(string(v.Ref.Scope)) + " brings what it wraps under the newest version"
+	switch {
+	case wraps && others:
+		return rewrap + ", but not what the application has in other tables: " + anew
+	case wraps:
+		return rewrap
+	}
+	return anew
 }
 
 // stateHint says what has to be done to the version before it can be disabled, enabled or destroyed.
@@ -202,6 +223,9 @@ func (v *version) stateHint(doing string) string {
 	case key.Pending:
 		return v.rotateCommand() + " ends the rotation that made it"
 	case key.Retired:
+		if v.Ref.IsRoot() {
+			return disable + "; what the application itself wrapped with it, which no rewrap moves, will be missed before it is gone"
+		}
 		return disable + "; whoever misses what it sealed will say so before it is gone"
 	case key.Disabled, key.Destroyed:
 	}

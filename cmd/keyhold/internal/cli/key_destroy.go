@@ -89,9 +89,12 @@ func (v *version) beforeDestroying(refs []keyhold.Reference) string {
 	case v.State == key.Destroyed:
 		return "it is destroyed already"
 	case inUse && (v.State == key.Disabled || v.State == key.Retired && v.Ref.IsRoot()): // that cannot even be disabled
-		return v.inUseHint()
+		return v.inUseHint(refs)
 	case v.State != key.Disabled:
 		return v.stateHint("destroy")
+	}
+	if v.Ref.IsRoot() {
+		return "it wraps no data key any more; with --yes it is gone for ever, and so is all that the application itself wrapped with it"
 	}
 	return "with --yes it is gone for ever, and so is all that it sealed"
 }

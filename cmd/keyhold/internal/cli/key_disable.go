@@ -24,7 +24,11 @@ version with its state.`,
 					return v.explain("disable", err)
 				}
 				v.State = key.Disabled
-				a.say("nothing that version %d of the %v sealed opens, until keyhold key enable %s", v.Number, v.Ref, v.ID)
+				what := "sealed"
+				if v.Ref.IsRoot() {
+					what = "wrapped for the application itself"
+				}
+				a.say("nothing that version %d of the %v %s opens, until keyhold key enable %s", v.Number, v.Ref, what, v.ID)
 				return nil
 			})
 		},

@@ -61,7 +61,8 @@ func (a *app) keyReferencesCommand() *cobra.Command {
 		Long: `Lists the columns of the application's tables that have ids of data key versions in them, and counts the rows: those with
 the id of one version, or without ID, with any. It finds the columns with a foreign key to the table of versions by itself, in
 every schema; others have to be registered. While a row has its id, a version is not destroyed. For a version of a root key it
-lists what that wraps.
+lists what has a foreign key to the table of those: what the version wraps, in keyhold's own table, and columns of the
+application's. Those cannot be registered.
 
 Before it lists, --unregister forgets columns, and --register adds such as have ids without a foreign key. A column is
 TABLE.COLUMN or SCHEMA.TABLE.COLUMN, with names as the database has them; one with a dot in it stands in double quotes.`,
@@ -79,7 +80,7 @@ TABLE.COLUMN or SCHEMA.TABLE.COLUMN, with names as the database has them; one wi
 			if len(args) > 0 {
 				id = key.ID(args[0])
 				if err := id.Validate(); err != nil {
-					return err
+					return notVersion(id, err)
 				}
 			}
 			return a.with(cmd.Context(), keyhold.Config{}, func(s *session) error {

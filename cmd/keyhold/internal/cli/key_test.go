@@ -19,6 +19,9 @@ func TestWhyAVersionCannotBeChangedIsOneSentenceWithWhatToDo(t *testing.T) {
 		{Column: keyhold.Column{Schema: "public", Table: "oidc", Column: "key_id"}, Rows: 3},
 		{Column: keyhold.Column{Table: "note", Column: "about"}, Rows: 1},
 	}}
+	ours := keyhold.Reference{Column: keyhold.Column{Schema: "public", Table: "kms_data_key_version", Column: "root_key_version_id"}, Rows: 2}
+	wraps := &keyhold.InUseError{ID: id, References: []keyhold.Reference{ours}}
+	both := &keyhold.InUseError{ID: id, References: append([]keyhold.Reference{ours}, used.References...)}
 	away := fmt.Errorf("destroy it: %w", keyhold.ErrUnavailable)
 	for _, test := range []struct {
 		name    string
@@ -75,10 +78,33 @@ func TestWhyAVersionCannotBeChangedIsOneSentenceWithWhatToDo(t *testing.T) {
 			},
 		},
 		{
-			"disable a root key's version in use", "", key.Retired, "disable", used,
+			"disable a root key's version that wraps", "", key.Retired, "disable", wraps,
+			problem{
+				Code: "in_use", Message: wraps.Error(),
+				Hint: "keyhold key rewrap 'org 42' brings what it wraps under the newest version",
+			},
+		},
+		{
+			"disable a root key's version that the application's rows have", "", key.Retired, "disable", used,
 			problem{
 				Code: "in_use", Message: used.Error(),
-				Hint: "keyhold key rewrap 'org 42' brings what it wraps under the newest version",
+				Hint: "write these rows anew, so that the newest version seals them, or delete them",
+			},
+		},
+		{
+			"destroy a root key's version of both", "", key.Disabled, "destroy", both,
+			problem{
+				Code: "in_use", Message: both.Error(),
+				Hint: "keyhold key rewrap 'org 42' brings what it wraps under the newest version, but not what the application has " +
+					"in other tables: write these rows anew, so that the newest version seals them, or delete them",
+			},
+		},
+		{
+			"destroy a retired one of a root key", "", key.Retired, "destroy", state("destroy", "it is retired: disable it first"),
+			problem{
+				Code: "state", Message: "destroy key version kdkv_1: it is retired: disable it first",
+				Hint: "keyhold key disable kdkv_1; what the application itself wrapped with it, which no rewrap moves, " +
+					"will be missed before it is gone",
 			},
 		},
 		{
@@ -93,7 +119,7 @@ func TestWhyAVersionCannotBeChangedIsOneSentenceWithWhatToDo(t *testing.T) {
 			},
 		},
 	} {
-		v := version{keyhold.VersionInfo{ID: id, State: test.state}, key.Ref{Scope: "org 42", Purpose: test.purpose}}
+		v := version{keyhold.VersionInfo{ID: id, State: test.state}, key.Ref{Scope: "org 42", Purpose: test.purpose}, "kms"}
 		test.want.exit = exitFailed
 		got, ok := errors.AsType[*problem](v.explain(test.doing, test.err))
 		if !ok || *got != test.want {

@@ -1,6 +1,10 @@
 package cli
 
 import (
+	"bytes"
+	"errors"
+	"unicode"
+
 	"github.com/spf13/cobra"
 
 	"keyhold.example/keyhold"
@@ -33,13 +37,13 @@ sealed it, also before that key was imported; its WithAad is --context.`,
 				if ref.Scope != "" {
 					plaintext, err := openWith(ctx, s, ref, sealed, parts)
 					if err != nil {
-						return unknown(ctx, s, ref, err)
+						return asText(sealed, unknown(ctx, s, ref, err))
 					}
 					return a.write(plaintext)
 				}
 				plaintext, whose, err := openAny(ctx, s, sealed, parts)
 				if err != nil {
-					return err
+					return asText(sealed, err)
 				}
 				if a.json {
 					a.printJSON(a.err, map[string]map[string]string{"opened": {"scope": string(whose.Scope), "purpose": string(whose.Purpose)}})
@@ -52,4 +56,13 @@ sealed it, also before that key was imported; its WithAad is --context.`,
 	}
 	refFlags(c, &ref, &parts)
 	return c
+}
+
+// asText says of a ciphertext that does not open that it is text, if it is: all are bytes.
+func asText(sealed []byte, err error) error {
+	isText := len(sealed) > 0 && !bytes.ContainsFunc(sealed, func(r rune) bool { return r > unicode.MaxASCII || !unicode.IsPrint(r) && !unicode.IsSpace(r) })
+	if !errors.Is(err, keyhold.ErrOpen) || !isText {
+		return err
+	}
+	return failed("open", "the ciphertext does not open here: it is text, and a ciphertext is bytes", "decode it first, as with base64 --decode")
 }

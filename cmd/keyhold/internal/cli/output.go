@@ -5,16 +5,18 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"syscall"
 	"text/tabwriter"
 	"time"
+	"unicode"
 )
 
 // say prints words for people on standard error; with --json there are none.
 func (a *app) say(format string, args ...any) {
 	if !a.json {
 		// If standard error cannot be written to, there is nowhere to say so.
-		_, _ = fmt.Fprintf(a.err, "keyhold: "+format+"\n", args...)
+		_, _ = fmt.Fprintf(a.err, "keyhold: %s\n", a.pasted(fmt.Sprintf(format, args...)))
 	}
 }
 
@@ -132,9 +134,23 @@ func line(w io.Writer, cells ...any) {
 		if i > 0 {
 			_, _ = io.WriteString(w, "\t")
 		}
-		_, _ = fmt.Fprint(w, c)
+		_, _ = io.WriteString(w, visible(fmt.Sprint(c)))
 	}
 	_, _ = io.WriteString(w, "\n")
+}
+
+// visible is a text with those characters escaped that would change how a terminal shows what is around them, such as
+// U+202E, which turns its order.
+func visible(text string) string {
+	var b strings.Builder
+	for _, r := range text {
+		if unicode.In(r, unicode.Bidi_Control, unicode.Cc, unicode.Zl, unicode.Zp) {
+			_, _ = fmt.Fprintf(&b, "\\u%04x", r)
+		} else {
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
 }
 
 // timeOrNil is a time as JSON has it: RFC 3339, or null.

@@ -121,7 +121,8 @@ func (a *app) explainPostgres(err error) *problem {
 			return fail("unavailable", cannot+"the server does not accept the user's password",
 				"PGPASSWORD or the password file, ~/.pgpass, can have it")
 		}
-		return fail("unavailable", cannot+"the server does not let this user in from here", "")
+		return fail("unavailable", cannot+"the server does not let this user in from here",
+			"its pg_hba.conf says which user may use which database from where, and whether encrypted; its log says what was asked for")
 	case "3D000": // invalid catalog name
 		return fail("no_database", cannot+"there is no such database on the server", "createdb makes one")
 	case "42501": // insufficient privilege

@@ -128,11 +128,12 @@ func TestAPasswordIsUsedAndNeverShown(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			execute(t, server.admin, "create database "+name+" owner app")
+			execute(t, server.url("app", password, name), "create table note (about text)")
 			flags := []string{"--db", address(t, password, name), "--root", "file:" + root}
 			sealed := ""
 			for _, command := range []string{
 				"init", "scope create s --purpose p", "scope list", "key list", "key rotate s", "key rewrap s", "seal --scope s --purpose p", "open",
-				"scope reconcile --purpose p", "key references --register kms_epoch.n",
+				"scope reconcile --purpose p", "key references --register note.about",
 				"status", "doctor", "migrate up", "migrate status", "migrate print", "init",
 			} {
 				for _, json := range []string{"", "--json"} {
@@ -379,12 +380,13 @@ func TestEverythingGoesThroughPgbouncer(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	execute(t, dsn, "create table note (about text)")
 	flags := []string{"--db", b.DSN(config.Database), "--root", "file:" + newRoot(t)}
 	sealed := ""
 	for _, command := range []string{
 		"migrate up --schema keys", "init --schema keys", "scope create s --purpose p --schema keys", "seal --scope s --purpose p --schema keys",
 		"key rotate s --schema keys", "key rewrap s --schema keys", "scope reconcile --purpose p --purpose q --schema keys",
-		"key references --register keys.kms_epoch.n --schema keys", "open --schema keys", "status --schema keys", "doctor --schema keys",
+		"key references --register public.note.about --schema keys", "open --schema keys", "status --schema keys", "doctor --schema keys",
 		"demo --dir " + t.TempDir(),
 	} {
 		args := append(strings.Fields(command), flags...)

@@ -22,6 +22,9 @@ never touched. It prints the root's id, which is not secret.`,
 		Args: args("FILE"),
 		RunE: func(_ *cobra.Command, args []string) error {
 			path := args[0]
+			if path == "" {
+				return usageError("FILE is empty", "")
+			}
 			root, err := localroot.Generate(path)
 			switch {
 			case errors.Is(err, fs.ErrExist):

@@ -24,7 +24,8 @@ func (a *app) scopeReconcileCommand() *cobra.Command {
 		Long: `Gives every scope the data keys that it lacks of the purposes given, which are all that the application has; they are stored
 as the installation's. It prints how many keys it made. Purposes that were stored before and are not given now are reported, on
 standard error, and with --json as "dropped"; their keys stay as they are. It may be interrupted, repeated, and run by several
-at once. A scope whose keys are not as keyhold stored them is left out, and the exit code is 1.`,
+at once. A scope that lacks a key and whose keys are not as keyhold stored them is left out, and the exit code is 1; keyhold
+doctor looks at all scopes.`,
 		Args: args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			config, err := purposes.config()

@@ -25,10 +25,18 @@ harmless. It prints the scope's keys, as key list does.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.with(cmd.Context(), keyhold.Config{}, func(s *session) error {
 				old, renamed := keyhold.Scope(args[0]), keyhold.Scope(args[1])
+				_, before := s.Keys(cmd.Context(), renamed)
 				if err := s.RenameScope(cmd.Context(), old, renamed); err != nil {
 					return a.explainRename(cmd.Context(), s, old, renamed, err)
 				}
-				a.say("scope %q is confirmed under this name", args[1])
+				switch _, other := s.Keys(cmd.Context(), old); {
+				case before == nil && other == nil:
+					a.say("scope %q was confirmed under this name already, and scope %q is another one: nothing was changed", args[1], args[0])
+				case before == nil:
+					a.say("scope %q was confirmed under this name already: nothing was changed", args[1])
+				default:
+					a.say("scope %q is confirmed under this name", args[1])
+				}
 				return a.listKeys(cmd.Context(), s, []keyhold.Scope{renamed})
 			})
 		},

@@ -14,7 +14,6 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 
-	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/migrate"
 	"keyhold.example/keyhold/store"
 	"keyhold.example/keyhold/store/pgstore"
@@ -28,6 +27,23 @@ var ErrChanged = errors.New("the old tables have changed since they were read: s
 type CannotReplaceError struct{ Reason string }
 
 func (e *CannotReplaceError) Error() string { return e.Reason }
+
+// CanReplace is the error that [Tables.Replace] would begin with, as far as that shows without locking a table: nil if
+// nothing seems to be in the way. It changes nothing.
+func (t Tables) CanReplace(ctx context.Context) error {
+	tx, err := t.DB.BeginTx(ctx, &sql.TxOptions{ReadOnly: t.Postgres})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tx.Rollback() }() // nothing was changed
+	if err := t.check(ctx, tx); err != nil {
+		return err
+	}
+	if _, err = t.catalogue(ctx, tx, false); err != nil || t.Postgres {
+		return err
+	}
+	return t.checkReferences(ctx, tx)
+}
 
 // Replace puts keyhold's tables, with the rows of a stage, in the place of theirs. The application's foreign keys to
 // and from them stay, and are checked; their triggers go, and their functions and types unless something else uses
@@ -71,7 +87,7 @@ func (t Tables) replace(ctx context.Context, q querier, read []Scope, stage *Sta
 	if err := t.check(ctx, q); err != nil {
 		return err
 	}
-	their, err := t.catalogue(ctx, q)
+	their, err := t.catalogue(ctx, q, true)
 	if err != nil {
 		return err
 	}
@@ -108,9 +124,13 @@ func (t Tables) replace(ctx context.Context, q querier, read []Scope, stage *Sta
 func asDependency(err error) error {
 	const dependentObjects = "2BP01"
 	if said, ok := errors.AsType[*pgconn.PgError](err); ok && said.Code == dependentObjects {
-		return &CannotReplaceError{strings.ReplaceAll(said.Detail, "\n", "; ") + ": drop it, and make it again afterwards"}
+		return inTheWay(strings.ReplaceAll(said.Detail, "\n", "; "))
 	}
 	return err
+}
+
+func inTheWay(what string) error {
+	return &CannotReplaceError{what + ": drop it, and make it again afterwards"}
 }
 
 // catalogue is what has to be known of their tables before they are gone.
@@ -120,7 +140,9 @@ type catalogue struct {
 	before, after []string        // statements before and after keyhold's tables are made
 }
 
-func (t Tables) catalogue(ctx context.Context, q querier) (catalogue, error) {
+// catalogue reads what is known of the tables; on PostgreSQL they can be locked before. Errors are about what is in the
+// way of keyhold's.
+func (t Tables) catalogue(ctx context.Context, q querier, lock bool) (catalogue, error) {
 	own := false
 	exists := "select exists (select 1 from sqlite_master where name = $1)"
 	if t.Postgres {
@@ -133,7 +155,7 @@ func (t Tables) catalogue(ctx context.Context, q querier) (catalogue, error) {
 		return catalogue{}, &CannotReplaceError{fmt.Sprintf("there is a table %s_schema_migrations, and keyhold makes one of that name: rename it", t.Prefix)}
 	}
 	if t.Postgres {
-		return t.postgresCatalogue(ctx, q)
+		return t.postgresCatalogue(ctx, q, lock)
 	}
 	return t.sqliteCatalogue(ctx, q)
 }
@@ -203,56 +225,6 @@ func qualified(schema, table string) string {
 		return migrate.Quote(table)
 	}
 	return migrate.Quote(schema) + "." + migrate.Quote(table)
-}
-
-// copyTo copies all rows: versions and tombstones by their numbers, as the tables demand.
-func (s *Stage) copyTo(ctx context.Context, q querier, prefix, schema string) error {
-	for _, name := range []string{"root_slot", "installation", "root_key", "data_key"} {
-		if err := s.copyTable(ctx, q, prefix, schema, name, ""); err != nil {
-			return err
-		}
-	}
-	for _, of := range []struct {
-		kind     key.Kind
-		versions string
-	}{{key.KEK, "root_key_version"}, {key.DEK, "data_key_version"}} {
-		last := 0
-		err := s.db.QueryRowContext(ctx, fmt.Sprintf("select coalesce(max(version), 0) from %s_%s", prefix, of.versions)).Scan(&last)
-		if err != nil {
-			return err
-		}
-		for n := 1; n <= last; n++ {
-			dead := fmt.Sprintf(" where kind = '%s' and version = %d", of.kind, n)
-			if err := s.copyTable(ctx, q, prefix, schema, "tombstone", dead); err != nil {
-				return err
-			}
-			if err := s.copyTable(ctx, q, prefix, schema, of.versions, fmt.Sprintf(" where version = %d", n)); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-func (s *Stage) copyTable(ctx context.Context, q querier, prefix, schema, name, where string) error {
-	return each(ctx, s.db, "select * from "+prefix+"_"+name+where, func(r *sql.Rows) error {
-		columns, err := r.Columns()
-		if err != nil {
-			return err
-		}
-		values, into := make([]any, len(columns)), make([]any, len(columns))
-		var names, places []string
-		for i, column := range columns {
-			into[i] = &values[i]
-			names, places = append(names, migrate.Quote(column)), append(places, fmt.Sprint("$", i+1))
-		}
-		if err := r.Scan(into...); err != nil {
-			return err
-		}
-		_, err = q.ExecContext(ctx, fmt.Sprintf("insert into %s (%s) values (%s)",
-			qualified(schema, prefix+"_"+name), strings.Join(names, ", "), strings.Join(places, ", ")), values...)
-		return err
-	})
 }
 
 // checkReferences looks at all foreign keys to and from the new tables, which were off.

@@ -14,7 +14,7 @@ const (
 	// Both directions between their tables and others'. A partition's foreign key is that of its table. Definitions
 	// name everything with its schema, as the search_path is empty for as long as this statement takes.
 	foreignKeysQuery = `
-select n.nspname, r.relname, c.conname, c.conrelid = any($1::text::oid[]), pg_get_constraintdef(c.oid),
+select n.nspname, r.relname, c.conname, c.conrelid = any($1::text::oid[]), pg_get_constraintdef(c.oid), pg_has_role(r.relowner, 'usage'),
     array_to_string(array(select attname from pg_attribute where attrelid = c.conrelid and attnum = any(c.conkey)), ',')
 from pg_constraint c
 join pg_class r on r.oid = c.conrelid
@@ -22,6 +22,15 @@ join pg_namespace n on n.oid = r.relnamespace
 where c.contype = 'f' and c.conparentid = 0
     and (c.conrelid = any($1::text::oid[])) <> (c.confrelid = any($1::text::oid[]))
 order by n.nspname, r.relname, c.conname`
+
+	// What has to be dropped before the tables can be, such as views. Foreign keys and triggers are not among it.
+	dependentsQuery = `
+select distinct pg_describe_object(d.classid, d.objid, 0)
+from pg_depend d
+where d.deptype = 'n' and d.classid not in ('pg_constraint'::regclass, 'pg_trigger'::regclass) and (
+    d.refclassid = 'pg_class'::regclass and d.refobjid = any($1::text::oid[])
+    or d.refclassid = 'pg_type'::regclass and d.refobjid in (select reltype from pg_class where oid = any($1::text::oid[])))
+order by 1`
 
 	// Functions of the tables' triggers and domains of their columns, by the names that extras/kms gives them.
 	functionsQuery = `
@@ -43,15 +52,22 @@ var theirObjects = []string{
 	"immutable_columns", "default_create_time", "version_column", "update_time_column", "private_id", "scope_id", "timestamp", "version",
 }
 
-func (t Tables) postgresCatalogue(ctx context.Context, q querier) (catalogue, error) {
+func (t Tables) postgresCatalogue(ctx context.Context, q querier, lock bool) (catalogue, error) {
 	var c catalogue
 	var names, oids []string
 	for _, name := range tableNames {
 		var oid, schema string
-		err := q.QueryRowContext(ctx, `select c.oid::text, n.nspname from pg_class c join pg_namespace n on n.oid = c.relnamespace
-			where c.oid = to_regclass(quote_ident($1::text))`, t.Prefix+"_"+name).Scan(&oid, &schema)
-		if err != nil {
+		var owns, creates bool
+		err := q.QueryRowContext(ctx, `select c.oid::text, n.nspname, pg_has_role(c.relowner, 'usage'), has_schema_privilege(n.oid, 'create')
+			from pg_class c join pg_namespace n on n.oid = c.relnamespace
+			where c.oid = to_regclass(quote_ident($1::text))`, t.Prefix+"_"+name).Scan(&oid, &schema, &owns, &creates)
+		switch {
+		case err != nil:
 			return c, err
+		case !owns:
+			return c, notOwner(schema, t.Prefix+"_"+name)
+		case !creates:
+			return c, &CannotReplaceError{fmt.Sprintf("the import's user may not make tables in the schema %s", schema)}
 		}
 		if c.schema != "" && schema != c.schema {
 			return c, &CannotReplaceError{fmt.Sprintf("the tables are in different schemas: %s and %s", c.schema, schema)}
@@ -61,8 +77,10 @@ func (t Tables) postgresCatalogue(ctx context.Context, q querier) (catalogue, er
 		names = append(names, qualified(schema, t.Prefix+"_"+name))
 	}
 	c.options = migrate.Options{Prefix: t.Prefix, Schema: c.schema}
-	if _, err := q.ExecContext(ctx, "lock table "+strings.Join(names, ", ")+" in access exclusive mode"); err != nil {
-		return c, err
+	if lock {
+		if _, err := q.ExecContext(ctx, "lock table "+strings.Join(names, ", ")+" in access exclusive mode"); err != nil {
+			return c, err
+		}
 	}
 	theirs := "{" + strings.Join(oids, ",") + "}"
 
@@ -73,7 +91,20 @@ func (t Tables) postgresCatalogue(ctx context.Context, q querier) (catalogue, er
 	if _, err := q.ExecContext(ctx, "set local search_path = ''"); err != nil {
 		return c, err
 	}
-	err := each(ctx, q, foreignKeysQuery, func(r *sql.Rows) error { return c.foreignKey(r, t.Prefix) }, theirs)
+	var dependents []string
+	err := each(ctx, q, dependentsQuery, func(r *sql.Rows) error {
+		var what string
+		err := r.Scan(&what)
+		dependents = append(dependents, strings.TrimPrefix(what, "rule _RETURN on "))
+		return err
+	}, theirs)
+	if err != nil {
+		return c, err
+	}
+	if len(dependents) > 0 {
+		return c, inTheWay("what depends on the tables: " + strings.Join(dependents, ", "))
+	}
+	err = each(ctx, q, foreignKeysQuery, func(r *sql.Rows) error { return c.foreignKey(r, t.Prefix) }, theirs)
 	if err != nil {
 		return c, err
 	}
@@ -96,12 +127,14 @@ func (t Tables) postgresCatalogue(ctx context.Context, q querier) (catalogue, er
 // foreignKey has a foreign key dropped before and made again after keyhold's tables are there.
 func (c *catalogue) foreignKey(r *sql.Rows, prefix string) error {
 	var schema, table, name, definition, columns string
-	var ofTheirs bool
-	if err := r.Scan(&schema, &table, &name, &ofTheirs, &definition, &columns); err != nil {
+	var ofTheirs, owns bool
+	if err := r.Scan(&schema, &table, &name, &ofTheirs, &definition, &owns, &columns); err != nil {
 		return err
 	}
 	on := qualified(schema, table)
 	switch {
+	case !owns:
+		return notOwner(schema, table)
 	case !ofTheirs:
 		c.before = append(c.before, fmt.Sprintf("alter table %s drop constraint %s", on, migrate.Quote(name)))
 	case table != prefix+"_root_key" || columns != "scope_id":
@@ -111,6 +144,11 @@ func (c *catalogue) foreignKey(r *sql.Rows, prefix string) error {
 	}
 	c.after = append(c.after, fmt.Sprintf("alter table %s add constraint %s %s", on, migrate.Quote(name), definition))
 	return nil
+}
+
+// notOwner says that somebody has to own a table, which is to be dropped, or has a foreign key that is made again.
+func notOwner(schema, table string) error {
+	return &CannotReplaceError{fmt.Sprintf("the import's user does not own the table %s.%s, which only its owner can change", schema, table)}
 }
 
 // object is a function or a domain.
