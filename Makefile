@@ -51,7 +51,7 @@ UNWATCHED := -gcflags=modernc.org/sqlite/lib=-race=false -gcflags=modernc.org/li
 # Otherwise each process waits a second before it ends, and the tests of the command line start hundreds.
 .PHONY: race
 race: ## Run the tests of all modules under the race detector (needs cgo and a C compiler)
-	$(call each,GORACE=atexit_sleep_ms=10 CGO_ENABLED=1 $(GO) test -race $(UNWATCHED) ./...)
+	$(call each,GORACE=atexit_sleep_ms=10 CGO_ENABLED=1 $(GO) test -race -timeout 25m $(UNWATCHED) ./...)
 
 .PHONY: fips
 fips: ## Run the tests of all modules with every algorithm that FIPS 140-3 does not approve refused
