@@ -474,11 +474,12 @@ func TestScopesOfOtherTypesAreRenamed(t *testing.T) {
 	for scopeType, name := range names {
 		lite, err := sqlitestore.Config{ScopeType: scopeType}.Create(filepath.Join(t.TempDir(), "keys.db"))
 		must(t, err)
+		t.Cleanup(func() { must(t, lite.Close()) })
 		pg, err := pgstore.Config{ScopeType: scopeType}.Open(t.Context(), keyholdtest.Postgres(t))
 		must(t, err)
+		t.Cleanup(func() { must(t, pg.Close()) })
 		for kind, s := range map[string]store.Store{"sqlite": lite, "postgres": pg} {
 			t.Run(kind+"/"+string(scopeType), func(t *testing.T) {
-				defer s.Close()
 				m := newManager(t, s, newRoot(t))
 				must(t, m.CreateScope(t.Context(), name[0]))
 				ct := sealed(t, m, in(name[0]), "x", keyhold.AAD{})
