@@ -15,8 +15,9 @@ import (
 	"keyhold.example/keyhold/store"
 )
 
-// ErrExists: a scope that was to be imported is there already, with other keys than those. Nothing was changed.
-var ErrExists = errors.New("scope is there already, with other keys")
+// ErrExists: a scope that was to be imported is there already, with other keys than those, or its keys are there under
+// another name. Nothing was changed.
+var ErrExists = errors.New("scope or its keys are there already, with others or elsewhere")
 
 // ImportedKey is a root key or a data key that another system made, for [Manager.ImportScope].
 type ImportedKey struct {
@@ -83,18 +84,22 @@ func (m *Manager) ImportScope(ctx context.Context, scope Scope, keys []ImportedK
 		}
 		made = errors.Is(err, store.ErrUnknownOutcome)
 		if err := r.again(ctx, err); err != nil {
-			return false, fmt.Errorf("import scope %q: %w", scope, m.orDestroyed(ctx, keys, err))
+			return false, fmt.Errorf("import scope %q: %w", scope, m.orThere(ctx, scope, keys, err))
 		}
 	}
 }
 
-// orDestroyed is an [ErrState] in place of what a store says of keys that were here and are destroyed, each in its way.
-func (m *Manager) orDestroyed(ctx context.Context, keys []ImportedKey, err error) error {
+// orThere says it, in place of what a store says in its own way, of keys that were here and are destroyed, by an
+// [ErrState], or that are here under another name, by an [ErrExists].
+func (m *Manager) orThere(ctx context.Context, scope key.Scope, keys []ImportedKey, err error) error {
 	id := keys[0].Versions[0].ID
-	if was, failed := m.store.WasDestroyed(ctx, id); failed != nil || !was {
-		return err
+	if was, failed := m.store.WasDestroyed(ctx, id); failed == nil && was {
+		return fmt.Errorf("%w: its keys were here and were destroyed, such as %s", ErrState, id)
 	}
-	return fmt.Errorf("%w: its keys were here and were destroyed, such as %s", ErrState, id)
+	if fam, failed := m.store.KeyOfVersion(ctx, id); failed == nil && fam.Root.Scope != scope {
+		return fmt.Errorf("%w: its own are here under the name %q", ErrExists, fam.Root.Scope)
+	}
+	return err
 }
 
 // checkImport looks at the names and numbers of what is to be imported.

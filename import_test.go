@@ -6,6 +6,7 @@ import (
 	"crypto/cipher"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -238,6 +239,22 @@ func TestAScopeThatWasShreddedIsNotImportedAgain(t *testing.T) {
 		}
 		if _, err := w.ImportScope(ctx, "another name", renamedKeys("x")); err == nil || errors.Is(err, keyhold.ErrState) {
 			t.Errorf("the keys of another scope: %v", err)
+		}
+	})
+}
+
+// Keys that are here under another name are not imported a second time, and that is told.
+func TestAScopeThatWasRenamedIsNotImportedAgain(t *testing.T) {
+	each(t, func(t *testing.T, w world) {
+		ctx := t.Context()
+		imports(t, w.Manager, true)
+		cascade(t, w.store, oldTenant, "renamed")
+		for range 2 {
+			made, err := w.ImportScope(ctx, oldTenant, oldKeys())
+			if made || !errors.Is(err, keyhold.ErrExists) || !strings.Contains(err.Error(), `"renamed"`) {
+				t.Errorf("%v, %v", made, err)
+			}
+			must(t, w.RenameScope(ctx, oldTenant, "renamed"))
 		}
 	})
 }

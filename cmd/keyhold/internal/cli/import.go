@@ -38,7 +38,7 @@ that was revoked there is a destroyed one here, without an id.
 
 Without --in-place the keys come into the installation in --db, which may be the same database if --prefix is another, and
 the old tables stay. It may be interrupted and repeated: what is there already is left as it is, and a scope that was there
-and was shredded since, or deleted with its tenant, is left out. With --in-place the old
+and was shredded since, or deleted with its tenant, or renamed, is left out. With --in-place the old
 tables become keyhold's in one transaction, with a new installation whose root is --root; the application's foreign keys
 to and from them stay, and the old triggers and functions go. Nobody may use the old tables meanwhile, nor the old
 library afterwards.
@@ -202,7 +202,7 @@ func (a *app) importInto(ctx context.Context, s *session, opened []kmsimport.Key
 	step := a.steps("importing", len(opened))
 	for _, k := range opened {
 		result := results[k.Scope]
-		if !dryRun {
+		if !dryRun && result != resultRenamed {
 			did, err := s.ImportScope(ctx, k.Scope, k.Keys)
 			switch {
 			case errors.Is(err, keyhold.ErrState):
@@ -228,6 +228,9 @@ func (a *app) importInto(ctx context.Context, s *session, opened []kmsimport.Key
 		a.say("%s left out: the keys were here and were destroyed, with the scope or its tenant, and do not come back",
 			plural(n, "scope was", "scopes were"))
 	}
+	if n := counts[resultRenamed]; n > 0 {
+		a.say("%s left out: the keys are here already, under another name", plural(n, "scope was", "scopes were"))
+	}
 	if dryRun {
 		a.say("nothing was changed")
 		return nil
@@ -240,7 +243,8 @@ func (a *app) importInto(ctx context.Context, s *session, opened []kmsimport.Key
 	return nil
 }
 
-// expected is the result for a scope that is not imported yet, resultThere if all its ids are there, or resultShredded.
+// expected is the result for a scope that is not imported yet, resultThere if all its ids are there, resultRenamed if
+// they are there under another name, or resultShredded.
 // It is an error if the scope has other keys.
 func (a *app) expected(ctx context.Context, s *session, k kmsimport.Keys) (string, error) {
 	infos, err := s.Keys(ctx, k.Scope)
@@ -249,10 +253,17 @@ func (a *app) expected(ctx context.Context, s *session, k kmsimport.Keys) (strin
 		defer cancel()
 		// The first of any: all of a scope are destroyed together.
 		was, err := s.store.WasDestroyed(limited, k.Keys[0].Versions[0].ID)
-		if was {
+		if was || err != nil {
 			return resultShredded, err
 		}
-		return resultToImport, err
+		switch fam, err := s.store.KeyOfVersion(limited, k.Keys[0].Versions[0].ID); {
+		case errors.Is(err, keyhold.ErrNotFound):
+			return resultToImport, nil
+		case err == nil && fam.Root.Scope != k.Scope:
+			return resultRenamed, nil
+		default:
+			return resultToImport, err
+		}
 	}
 	if err != nil {
 		return "", err
@@ -291,6 +302,7 @@ const (
 	resultThere    = "already there"
 	resultToImport = "to be imported"
 	resultShredded = "was shredded here"
+	resultRenamed  = "was renamed here"
 )
 
 // imported is what became of a scope, as --json shows it.
