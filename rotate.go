@@ -30,9 +30,10 @@ func (m *Manager) Rotate(ctx context.Context, ref key.Ref) (key.Version, error) 
 // is committed. Until then, only calls inside that transaction seal with it; afterwards every other process does 5 s
 // later, as after any rotation. After [ErrUnavailable] and [ErrUnknownOutcome] it has to be rolled back.
 //
-// Until that transaction ends, others wait who change keys of the same scope. On PostgreSQL, where the tenant may be
-// deleted meanwhile, it locks the tenant's row before it rotates (SELECT ... FOR KEY SHARE), as the deletion does:
-// otherwise the two may wait for each other, and PostgreSQL gives one up.
+// Until that transaction ends, others wait who change keys of the same scope, or make missing ones there and, with
+// [Manager.Reconcile], in others at the same time. On PostgreSQL, where the tenant may be deleted meanwhile, it locks
+// the tenant's row before it rotates (SELECT ... FOR KEY SHARE), as the deletion does: otherwise the two may wait for
+// each other, and PostgreSQL gives one up.
 func (m *Manager) RotateTx(ctx context.Context, tx store.Tx, ref key.Ref) (key.Version, error) {
 	return m.rotate(ctx, func() reader { return m.inside(tx) }, ref, 0)
 }

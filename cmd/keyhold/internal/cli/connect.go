@@ -138,6 +138,12 @@ func holdsRoot(given string) bool {
 	return found && len(rest) >= 16
 }
 
+// namesRoot says whether somebody said where a root is, and not what it is: anything else may be a key or a token.
+func namesRoot(given string) bool {
+	scheme, rest, _ := strings.Cut(given, ":")
+	return (scheme == "file" || scheme == "env") && rest != "" && !holdsRoot(given)
+}
+
 // session is an open installation.
 type session struct {
 	*keyhold.Manager

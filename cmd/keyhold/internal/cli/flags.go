@@ -88,7 +88,7 @@ func (a *app) pasted(text string) string {
 	} else if a.db != "" {
 		note = " (with --db as it was given)"
 	}
-	if a.root != "" && !holdsRoot(a.root) {
+	if namesRoot(a.root) {
 		flags += " --root " + shellQuote(a.root)
 	}
 	if a.prefix != migrate.DefaultPrefix {

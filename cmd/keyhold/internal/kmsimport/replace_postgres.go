@@ -23,13 +23,18 @@ where c.contype = 'f' and c.conparentid = 0
     and (c.conrelid = any($1::text::oid[])) <> (c.confrelid = any($1::text::oid[]))
 order by n.nspname, r.relname, c.conname`
 
-	// What has to be dropped before the tables can be, such as views. Foreign keys and triggers are not among it.
+	// What has to be dropped before the tables can be, such as views. Foreign keys and triggers are not among it, nor
+	// what goes with a table though it names its columns, too, such as a rule on it or a policy.
 	dependentsQuery = `
 select distinct pg_describe_object(d.classid, d.objid, 0)
 from pg_depend d
 where d.deptype = 'n' and d.classid not in ('pg_constraint'::regclass, 'pg_trigger'::regclass) and (
     d.refclassid = 'pg_class'::regclass and d.refobjid = any($1::text::oid[])
     or d.refclassid = 'pg_type'::regclass and d.refobjid in (select reltype from pg_class where oid = any($1::text::oid[])))
+    and not exists (
+        select 1 from pg_depend own
+        where own.classid = d.classid and own.objid = d.objid and own.deptype in ('a', 'i')
+            and own.refclassid = 'pg_class'::regclass and own.refobjid = any($1::text::oid[]))
 order by 1`
 
 	// Functions of the tables' triggers and domains of their columns, by the names that extras/kms gives them.
