@@ -6,6 +6,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -126,6 +127,10 @@ func TestTLS(t *testing.T) {
 		}
 		if !errors.Is(err, store.ErrUnavailable) || strings.Contains(fmt.Sprint(err), "not-the-password") {
 			t.Errorf("%s: %v, want ErrUnavailable", name, err)
+		}
+		_, refused := errors.AsType[*tls.CertificateVerificationError](err)
+		if refused != strings.HasPrefix(name, "a certificate") {
+			t.Errorf("%s: %v: that the certificate is refused is %v", name, err, refused)
 		}
 	}
 }

@@ -24,6 +24,11 @@ type dbError struct {
 func (e *dbError) Error() string { return e.err.Error() }
 func (e *dbError) Unwrap() error { return e.err }
 
+// ErrSetting: the server does not know a setting of the address, or not its value. It comes with
+// [store.ErrUnavailable]. Which setting it is, it does not say: what the server repeats may be the end of a password
+// with a space in it.
+var ErrSetting = errors.New("the server refuses a setting of the address")
+
 // errStandby is what a standby would say if it were asked to write. What is read from one may be long out of date.
 var errStandby = &dbError{err: errors.New("it is a standby, and keys are read from the primary"), state: "25006"}
 
@@ -44,8 +49,7 @@ func connectError(err error) error {
 	e.connect = true
 	switch e.state {
 	case "22023", "42601", "42704":
-		// What the server repeats may be the end of a password with a space in it.
-		e.err = errors.New("the server refuses a setting of the address")
+		e.err = ErrSetting
 	}
 	return e
 }

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -145,15 +146,13 @@ func noConnection(err error) string {
 			return fmt.Sprintf("no server listens on %v", op.Addr)
 		}
 	}
-	text := err.Error()
-	if _, why, found := strings.Cut(text, "failed to verify certificate: "); found {
-		why, _, _ = strings.Cut(why, "\n")
-		return "the server's certificate is not accepted: " + strings.TrimSuffix(why, ")")
+	if certificate, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return "the server's certificate is not accepted: " + certificate.Err.Error()
 	}
-	if strings.Contains(text, "the server refuses a setting of the address") {
+	if errors.Is(err, pgstore.ErrSetting) {
 		return "the server does not know a setting in the address, or not its value"
 	}
-	if strings.Contains(text, "server refused TLS connection") {
+	if strings.Contains(err.Error(), "server refused TLS connection") { // the driver has no name for it
 		return "the server has no encrypted connections, which sslmode asks for"
 	}
 	return ""

@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -21,6 +22,7 @@ import (
 	"keyhold.example/keyhold"
 	"keyhold.example/keyhold/internal/pgserver"
 	"keyhold.example/keyhold/keyholdtest"
+	"keyhold.example/keyhold/store/pgstore"
 )
 
 const password = "hunter2-is-the-password"
@@ -399,6 +401,19 @@ func TestEverythingGoesThroughPgbouncer(t *testing.T) {
 		}
 		if strings.HasPrefix(command, "seal") {
 			sealed = stdout
+		}
+	}
+}
+
+func TestWhyThereIsNoConnection(t *testing.T) {
+	for want, err := range map[string]error{
+		"the server's certificate is not accepted: signed by nobody":          &tls.CertificateVerificationError{Err: errors.New("signed by nobody")},
+		"the server does not know a setting in the address, or not its value": pgstore.ErrSetting,
+		"the server has no encrypted connections, which sslmode asks for":     errors.New("server refused TLS connection"),
+		"": errors.New("whatever else"),
+	} {
+		if got := noConnection(fmt.Errorf("open: %w: %w", keyhold.ErrUnavailable, err)); got != want {
+			t.Errorf("%v: %q, want %q", err, got, want)
 		}
 	}
 }
