@@ -27,3 +27,5 @@ func (*guard) await(context.Context, func(context.Context) error) error { return
 func (*guard) end() error { return errUnix }
 
 func exclusively(string, func() error) error { return errUnix }
+
+func (account) own(string) error { return errUnix }

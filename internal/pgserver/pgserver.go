@@ -40,21 +40,32 @@ type Options struct {
 
 	// TCP makes the server listen on a free port of 127.0.0.1 as well.
 	TCP bool
+
+	// Standbys allows for [Server.Standby], which takes some memory: it keeps the data folder as it was in the
+	// beginning, and all that is written to it.
+	Standbys bool
 }
 
 // Server is a running server. Its data are gone when it ends.
 type Server struct {
 	Version int // such as 150018 for 15.18
 
-	dir  string
-	port int
-	end  func() error
+	binaries Binaries
+	options  Options
+	dir      string
+	port     int
+	end      func() error
 }
 
 // makeAndServe makes the data folder and serves it. It is one program, so that nothing stays either if this process is
 // killed meanwhile.
 const makeAndServe = `
-"$1/initdb" --pgdata data --username "$2" --auth trust --encoding UTF8 --locale C --no-sync >/dev/null || exit
+if [ -n "$3" ]; then
+	cp -R "$3" data || exit
+else
+	"$1/initdb" --pgdata data --username "$2" --auth trust --encoding UTF8 --locale C --no-sync >/dev/null || exit
+fi
+[ -z "$4" ] || cp -R data "$4" || exit
 for file in own-*; do mv "$file" "data/${file#own-}" || exit; done
 exec "$1/postgres" -D "$PWD/data"
 `
@@ -63,7 +74,17 @@ exec "$1/postgres" -D "$PWD/data"
 // that ends. It listens on a socket in a folder that no other user can enter. What it stores does not survive a
 // power cut, which makes it fast. Root gets a server that runs as postgres or nobody, as PostgreSQL refuses to run
 // as root.
-func Start(ctx context.Context, b Binaries, o Options) (_ *Server, err error) {
+func Start(ctx context.Context, b Binaries, o Options) (*Server, error) {
+	pristine := ""
+	if o.Standbys {
+		pristine = beginning
+	}
+	return start(ctx, b, o, "", pristine)
+}
+
+// start starts a server on a copy of the data folder from, or on a fresh one if that is empty. If pristine is not
+// empty, a copy of that name of the folder as it was made stays.
+func start(ctx context.Context, b Binaries, o Options, from, pristine string) (_ *Server, err error) {
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
 	as, err := unprivileged()
@@ -80,7 +101,7 @@ func Start(ctx context.Context, b Binaries, o Options) (_ *Server, err error) {
 		}
 	}()
 
-	s := &Server{dir: dir, port: 5432}
+	s := &Server{binaries: b, options: o, dir: dir, port: 5432}
 	settings := map[string]string{
 		"unix_socket_directories": dir,
 		"listen_addresses":        "",
@@ -99,6 +120,9 @@ func Start(ctx context.Context, b Binaries, o Options) (_ *Server, err error) {
 		}
 		settings["listen_addresses"] = "127.0.0.1"
 	}
+	if o.Standbys {
+		settings["wal_keep_size"] = "1GB"
+	}
 	settings["port"] = strconv.Itoa(s.port)
 	maps.Copy(settings, o.Settings)
 	var conf strings.Builder
@@ -116,7 +140,7 @@ func Start(ctx context.Context, b Binaries, o Options) (_ *Server, err error) {
 		}
 	}
 
-	guard, err := as.start(dir, "QUIT", "/bin/sh", "-c", makeAndServe, "sh", b.Dir, superuser)
+	guard, err := as.start(dir, "QUIT", "/bin/sh", "-c", makeAndServe, "sh", b.Dir, superuser, from, pristine)
 	if err != nil {
 		return nil, err
 	}
@@ -141,7 +165,7 @@ func (s *Server) DSN(database string) string { return socketDSN(s.dir, s.port, d
 // Addr is the server's TCP address, where [Options.TCP] was set.
 func (s *Server) Addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(s.port)) }
 
-// Stop ends the server and removes its data.
+// Stop ends the server at once, as a crash does, and removes its data. What standbys were not sent is lost.
 func (s *Server) Stop() error { return s.end() }
 
 // socketDSN names the socket in the query, which every driver understands; what is not said, such as sslmode,
