@@ -2,8 +2,10 @@ package keyhold
 
 import (
 	"bytes"
-	"container/list"
+	"context"
+	"errors"
 	"sync"
+	"time"
 
 	"keyhold.example/keyhold/internal/seal"
 	"keyhold.example/keyhold/key"
@@ -17,6 +19,9 @@ const (
 	maxSnapshots = 16_384
 	maxSeen      = 131_072
 	maxRefs      = 16_384
+	maxBudgets   = 16_384
+	maxDurable   = 16_384
+	maxLost      = maxSnapshots
 )
 
 // cache keeps what is costly to make or to read again.
@@ -31,6 +36,21 @@ type cache struct {
 	seen      lru[key.ID, uint64]
 	snapshots lru[key.Ref, *snapshot]
 	refs      lru[key.ID, key.Ref] // of versions
+	budgets   lru[key.ID, *budget]
+	durable   lru[key.ID, struct{}]   // versions that no failover loses
+	lost      lru[key.Ref, *snapshot] // of keys that the database has in an older state
+	fills     map[key.Ref]*filling    // under way
+	forgets   uint64                  // how often something was forgotten
+	work      chan struct{}           // told when there may be something for a sweep to do at once
+}
+
+// filling is the reading of a key for all who need it.
+type filling struct {
+	now     *reading      // the epochs that it is read under
+	forgets uint64        // of the cache, before
+	done    chan struct{} // closed when the rest is there
+	family  family
+	err     error
 }
 
 // opened is a version whose wrapped key opened, as its row was then, with what it is ready for.
@@ -48,7 +68,7 @@ func (o *opened) same(v *store.Version) bool {
 }
 
 func newCache() *cache {
-	c := &cache{}
+	c := &cache{fills: map[key.Ref]*filling{}, work: make(chan struct{}, 1)}
 	c.empty()
 	return c
 }
@@ -56,6 +76,8 @@ func newCache() *cache {
 func (c *cache) empty() {
 	c.opened, c.seen = newLRU[key.ID, opened](maxOpened), newLRU[key.ID, uint64](maxSeen)
 	c.snapshots, c.refs = newLRU[key.Ref, *snapshot](maxSnapshots), newLRU[key.ID, key.Ref](maxRefs)
+	c.budgets, c.lost = newLRU[key.ID, *budget](maxBudgets), newLRU[key.Ref, *snapshot](maxLost)
+	c.durable = newLRU[key.ID, struct{}](maxDurable)
 }
 
 func (c *cache) snapshot(ref key.Ref) (*snapshot, bool) {
@@ -64,16 +86,184 @@ func (c *cache) snapshot(ref key.Ref) (*snapshot, bool) {
 	return c.snapshots.get(ref)
 }
 
-func (c *cache) keepSnapshot(ref key.Ref, s *snapshot) {
+// keepSnapshot keeps what was read after forgotten said so.
+func (c *cache) keepSnapshot(ref key.Ref, s *snapshot, forgotten uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.snapshots.put(ref, s)
+	if c.forgets == forgotten {
+		c.snapshots.put(ref, s)
+	}
 }
 
-func (c *cache) dropSnapshot(ref key.Ref) {
+// filling returns the reading of ref's key under the given epochs, and whether it is the caller who has to do it, and
+// to end it with filled.
+func (c *cache) filling(ref key.Ref, now *reading) (f *filling, mine bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.snapshots.drop(ref)
+	if f = c.fills[ref]; f != nil && f.now == now && f.forgets == c.forgets {
+		return f, false
+	}
+	f = &filling{now: now, forgets: c.forgets, done: make(chan struct{})}
+	c.fills[ref] = f
+	return f, true
+}
+
+// filled ends f, and keeps what was read; nil if there is nothing to keep. What this process changed meanwhile is not
+// kept: it may have been read before.
+func (c *cache) filled(ref key.Ref, f *filling, s *snapshot) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.fills[ref] == f {
+		delete(c.fills, ref)
+	}
+	if f.err == nil {
+		c.compareLocked(ref, &f.family)
+	}
+	switch {
+	case errors.Is(f.err, store.ErrUnavailable), errors.Is(f.err, context.Canceled), errors.Is(f.err, context.DeadlineExceeded):
+		// What is kept may be all that is left of the key.
+	case s == nil:
+		c.snapshots.drop(ref)
+	case f.forgets == c.forgets:
+		c.snapshots.put(ref, s)
+	}
+	close(f.done)
+}
+
+// compare remembers what is kept of a key if that is more than was read of it now.
+func (c *cache) compare(ref key.Ref, read *family) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.compareLocked(ref, read)
+}
+
+func (c *cache) compareLocked(ref key.Ref, read *family) {
+	if kept, ok := c.snapshots.get(ref); ok && (read.older || kept.family.hasMore(read)) {
+		c.lost.put(ref, kept)
+		c.durable = newLRU[key.ID, struct{}](maxDurable) // the database did lose something
+		signal(c.work)
+	}
+}
+
+// forget has a scope's keys read again before they are used, since this process changed one, or may have. Either of the
+// two says whose. What is kept of them stays, to compare: a failover may have lost it.
+func (c *cache) forget(root key.ID, scope key.Scope) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.forgets++
+	for ref, e := range c.snapshots.byKey {
+		kept := e.Value.(*entry[key.Ref, *snapshot])
+		if ref.Scope == scope || kept.value.family.Root.ID == root {
+			was := kept.value
+			kept.value = &snapshot{family: was.family, read: was.read, begun: was.begun}
+			kept.value.used.Store(was.used.Load())
+		}
+	}
+}
+
+// budget is what may still be sealed with a version. One that is dropped takes its messages with it.
+func (c *cache) budget(id key.ID) *budget {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	b, ok := c.budgets.get(id)
+	if !ok {
+		b = newBudget(id)
+		c.budgets.put(id, b)
+	}
+	return b
+}
+
+// wanted is the budgets that somebody wants more of.
+func (c *cache) wanted() (all []*budget) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, e := range c.budgets.byKey {
+		if b := e.Value.(*entry[key.ID, *budget]).value; b.wanted.Load() != nil {
+			all = append(all, b)
+		}
+	}
+	return all
+}
+
+// dropIdle drops the opened keys that nobody has used since it was called last.
+func (c *cache) dropIdle() {
+	c.mu.Lock()
+	var keys []*seal.MessageKey
+	for _, o := range c.opened.idle() {
+		if o.messages != nil {
+			keys = append(keys, o.messages)
+		}
+	}
+	c.mu.Unlock()
+	seal.ForgetAll(keys)
+}
+
+// toRefresh is at most so many of the kept keys that are to be read again before somebody has to wait for that, the
+// most recently used first: those that were used and have changed, by now's epochs, or are about to be too old; and
+// before them those in the given buckets, which the database may have lost.
+func (c *cache) toRefresh(now *reading, clock instant, back store.BucketSet, limit int) (refs []key.Ref) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for ref, e := range c.snapshots.byKey {
+		fam := &e.Value.(*entry[key.Ref, *snapshot]).value.family
+		if back&(bucketOf(fam.Root.ID)|bucketOf(fam.Data[0].ID)) != 0 {
+			refs = append(refs, ref)
+		}
+	}
+	limit += len(refs)
+	for e := c.snapshots.order.Front(); e != nil && len(refs) < limit; e = e.Next() {
+		kept := e.Value.(*entry[key.Ref, *snapshot])
+		if s := kept.value; s.used.Load() && (!s.valid(now, seals) || clock.since(s.read) >= refreshAfter) {
+			refs = append(refs, kept.key)
+		}
+	}
+	return refs
+}
+
+// isDurable says whether no failover loses the version.
+func (c *cache) isDurable(id key.ID) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, ok := c.durable.get(id)
+	return ok
+}
+
+func (c *cache) keepDurable(id key.ID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.durable.put(id, struct{}{})
+}
+
+// lostRefs is the keys that the database has in an older state than they were read in.
+func (c *cache) lostRefs() (refs []key.Ref) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for ref := range c.lost.byKey {
+		refs = append(refs, ref)
+	}
+	return refs
+}
+
+func (c *cache) lostKey(ref key.Ref) (*snapshot, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.lost.get(ref)
+}
+
+// found says that there is nothing more to be done about a lost key.
+func (c *cache) found(ref key.Ref, was *snapshot) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if s, ok := c.lost.get(ref); ok && s == was {
+		c.lost.drop(ref)
+	}
+}
+
+// forgotten is how often something was forgotten: what was read before the last time may not be kept.
+func (c *cache) forgotten() uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.forgets
 }
 
 // dropOthers drops the snapshot of ref if it is of another root key, and says whether it was.
@@ -82,6 +272,7 @@ func (c *cache) dropOthers(ref key.Ref, root key.ID) bool {
 	defer c.mu.Unlock()
 	s, ok := c.snapshots.get(ref)
 	if ok = ok && s.family.Root.ID != root; ok {
+		c.forgets++
 		c.snapshots.drop(ref)
 	}
 	return ok
@@ -140,6 +331,35 @@ func (c *cache) saw(id key.ID, seq uint64) {
 	}
 }
 
+// size is how many entries there are, and how many had to go for others.
+type size struct{ kept, evicted int }
+
+// sizes is those of data keys as they were read, and of opened versions.
+func (c *cache) sizes() map[string]size {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return map[string]size{
+		"key":     {c.snapshots.order.Len(), c.snapshots.evicted},
+		"version": {c.opened.order.Len(), c.opened.evicted},
+	}
+}
+
+// ages is how old the newest versions of the kept keys are, by the database's clock when they were read, by purpose:
+// the oldest of each. That of root keys is under the empty purpose.
+func (c *cache) ages(now instant) map[key.Purpose]time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	ages := map[key.Purpose]time.Duration{}
+	for _, e := range c.snapshots.byKey {
+		s := e.Value.(*entry[key.Ref, *snapshot]).value
+		for _, k := range []*store.Key{&s.family.Root, &s.family.Data[0]} {
+			age := time.Duration(s.family.Now-newestCreated(k))*time.Second + now.since(s.read)
+			ages[k.Purpose] = max(age, ages[k.Purpose])
+		}
+	}
+	return ages
+}
+
 // clear drops everything, and closes the keys.
 func (c *cache) clear() {
 	c.mu.Lock()
@@ -152,53 +372,4 @@ func (c *cache) clear() {
 	}
 	seal.CloseAll(keys)
 	c.empty()
-}
-
-// lru is a map of at most limit entries, which drops the least recently used.
-type lru[K comparable, V any] struct {
-	limit int
-	byKey map[K]*list.Element
-	order *list.List // of *entry[K, V], the most recently used in front
-}
-
-type entry[K comparable, V any] struct {
-	key   K
-	value V
-}
-
-func newLRU[K comparable, V any](limit int) lru[K, V] {
-	return lru[K, V]{limit: limit, byKey: map[K]*list.Element{}, order: list.New()}
-}
-
-func (l *lru[K, V]) get(k K) (V, bool) {
-	e, ok := l.byKey[k]
-	if !ok {
-		var zero V
-		return zero, false
-	}
-	l.order.MoveToFront(e)
-	return e.Value.(*entry[K, V]).value, true
-}
-
-// put stores value, and returns what had to go for it.
-func (l *lru[K, V]) put(k K, value V) (dropped V, ok bool) {
-	if e, ok := l.byKey[k]; ok {
-		e.Value.(*entry[K, V]).value = value
-		l.order.MoveToFront(e)
-		return dropped, false
-	}
-	l.byKey[k] = l.order.PushFront(&entry[K, V]{k, value})
-	if l.order.Len() <= l.limit {
-		return dropped, false
-	}
-	last := l.order.Remove(l.order.Back()).(*entry[K, V])
-	delete(l.byKey, last.key)
-	return last.value, true
-}
-
-func (l *lru[K, V]) drop(k K) {
-	if e, ok := l.byKey[k]; ok {
-		l.order.Remove(e)
-		delete(l.byKey, k)
-	}
 }

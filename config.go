@@ -5,25 +5,48 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"log/slog"
+	"slices"
 	"time"
 
 	wrapping "github.com/hashicorp/go-kms-wrapping/v2"
+	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/trace"
 
 	"keyhold.example/keyhold/key"
+	"keyhold.example/keyhold/store"
 )
 
-// Defaults of [Config], and the policy of new keys.
+// Defaults of [Config].
 const (
 	DefaultTimeout = 30 * time.Second
+	DefaultSealFor = 15 * time.Minute
+	maxSealFor     = 7 * 24 * time.Hour
+	DefaultOpenFor = 24 * time.Hour
+	DefaultGrace   = 7 * 24 * time.Hour
+)
 
-	dataKeyPeriod = 90 * 24 * time.Hour
-	rootKeyPeriod = 365 * 24 * time.Hour
+// Durability says when a key may seal.
+type Durability int
+
+// The durabilities.
+const (
+	// SameDatabase: as soon as its commit was read. What is sealed is kept in the same database, so that a failover
+	// which loses the key loses what it sealed with it.
+	SameDatabase Durability = iota
+
+	// Acknowledged: when a later commit of this process was acknowledged as durably as the database makes any. For
+	// ciphertext that is kept outside the database, where that has synchronous standbys: a failover to one of them
+	// loses no key that ever sealed. A key that is not in use yet takes one more round trip, and sealing with it is
+	// refused while no standby answers. An administrator who cancels that commit while it waits defeats it.
+	Acknowledged
 )
 
 // Config is how a [Manager] works. [New] copies it and checks all of it; changing it afterwards changes nothing.
 type Config struct {
 	// Root is the external root: any go-kms-wrapping wrapper, configured and ready. Required. It is called by New
-	// alone, once; and three times where it makes an installation.
+	// alone, once; and three times where it makes an installation. One that ignores its context may still be at work
+	// when New has returned.
 	Root wrapping.Wrapper
 
 	// Purposes, RawPurposes and IndexPurposes are the data keys that every scope gets when it is created: for
@@ -32,6 +55,11 @@ type Config struct {
 	Purposes      []key.Purpose
 	RawPurposes   []key.Purpose
 	IndexPurposes []key.Purpose
+
+	// Policies are the policies of new keys, by purpose; that of root keys stands under the empty purpose. Any other
+	// key in it has to be one of the purposes above. A purpose that is not in it has the zero [Policy]. Keys that are
+	// there keep theirs until [Manager.SetPolicy] changes it.
+	Policies map[key.Purpose]Policy
 
 	// Initialize makes what is not there yet: the tables, the installation key, and its first slot. It never changes
 	// an installation that is there. The default is to make nothing: an empty database is then [ErrNotInitialized].
@@ -49,6 +77,38 @@ type Config struct {
 	// transaction; a version that another one made a moment ago opens at once.
 	Strict bool
 
+	// SealFor and OpenFor are for how long a key that was used before goes on sealing and opening while the database
+	// does not answer, counted from its last answer, and for sealing from the last time that this process told the
+	// others that it seals, which may be a minute before; then calls return [ErrStale]. So an instance that is cut off
+	// seals with a version that was retired elsewhere for SealFor at most. Zero is [DefaultSealFor] and
+	// [DefaultOpenFor]; less than 5 s, or negative, is 5 s, which is how long nobody asks anyway. SealFor is 7 days at
+	// most: who destroys a version has to wait for so long for an instance that died. What a machine was suspended for
+	// counts.
+	SealFor, OpenFor time.Duration
+
+	// Durability says when a new key may seal; it matters to whoever keeps ciphertext outside the database.
+	Durability Durability
+
+	// Grace is for how long a version has to have been disabled before [Manager.Destroy] destroys it. Zero is
+	// [DefaultGrace]; negative is no time at all.
+	Grace time.Duration
+
+	// Cleanup says which old versions [Manager.Run] gives up. The zero value is none.
+	Cleanup Cleanup
+
+	// Logger gets the events of Run and Sweep; nil is nobody. So does OnEvent, which is called by the goroutine that
+	// did what it tells, and must not call Close.
+	Logger  *slog.Logger
+	OnEvent func(context.Context, Event)
+
+	// Meter and Tracer are where metrics and traces go: docs/operations.md (Watching) lists them. Nil is nowhere: what
+	// is registered globally with OpenTelemetry is not used. Spans are made for what takes a round trip, and none where
+	// a key is at hand. Labels and attributes are ids, numbers and the purposes of keys that are there, which should
+	// therefore be few and say nothing about anybody; scopes and texts of errors are in none. The metrics that are read
+	// from time to time are removed by Close.
+	Meter  metric.MeterProvider
+	Tracer trace.TracerProvider
+
 	// Timeout limits each call, besides the context that is given to it; of Scopes and Rewrap, which may have much
 	// to do, it limits each step, and of Check the opening of each scope's keys. Zero is [DefaultTimeout]; negative
 	// is no limit.
@@ -63,11 +123,20 @@ type settings struct {
 	pins       [][32]byte
 	strict     bool
 	timeout    time.Duration
+	sealFor    time.Duration
+	openFor    time.Duration
+	durability Durability
+	grace      time.Duration
+	rootPolicy store.Manifest
+	cleanup    Cleanup
+	logger     *slog.Logger
+	onEvent    func(context.Context, Event)
 }
 
 type purposeOf struct {
 	purpose key.Purpose
 	alg     key.Alg
+	policy  store.Manifest
 }
 
 func (c Config) check() (settings, error) {
@@ -77,6 +146,15 @@ func (c Config) check() (settings, error) {
 	}
 	if s.timeout == 0 {
 		s.timeout = DefaultTimeout
+	}
+	s.sealFor, s.openFor = orDefault(c.SealFor, DefaultSealFor), orDefault(c.OpenFor, DefaultOpenFor)
+	if c.SealFor > maxSealFor {
+		return settings{}, key.Invalid("Config.SealFor", c.SealFor.String(), fmt.Sprintf("it is longer than %v, for which others may have to wait", maxSealFor))
+	}
+	s.durability, s.grace, s.logger, s.onEvent = c.Durability, c.Grace, c.Logger, c.OnEvent
+	s.cleanup = Cleanup{After: c.Cleanup.After, Purposes: slices.Clone(c.Cleanup.Purposes)}
+	if s.grace == 0 {
+		s.grace = DefaultGrace
 	}
 	seen := map[key.Purpose]bool{}
 	for _, list := range []struct {
@@ -91,8 +169,27 @@ func (c Config) check() (settings, error) {
 				return settings{}, key.Invalid("purpose", string(p), "it is configured twice")
 			}
 			seen[p] = true
-			s.purposes = append(s.purposes, purposeOf{p, list.alg})
+			policy, err := c.Policies[p].check(key.DEK, list.alg)
+			if err != nil {
+				return settings{}, fmt.Errorf("policy of %q: %w", p, err)
+			}
+			s.purposes = append(s.purposes, purposeOf{p, list.alg, policy})
 		}
+	}
+	for p := range c.Policies {
+		if p != "" && !seen[p] {
+			return settings{}, key.Invalid("purpose", string(p), "it has a policy, and is in none of the lists of purposes")
+		}
+	}
+	var err error
+	if s.rootPolicy, err = c.Policies[""].check(key.KEK, key.Message); err != nil {
+		return settings{}, fmt.Errorf("policy of root keys: %w", err)
+	}
+	if err := c.Cleanup.check(s.purposes); err != nil {
+		return settings{}, err
+	}
+	if c.Durability != SameDatabase && c.Durability != Acknowledged {
+		return settings{}, key.Invalid("durability", fmt.Sprint(int(c.Durability)), "it is SameDatabase or Acknowledged")
 	}
 	for _, text := range c.Pins {
 		pin, err := hex.DecodeString(text)
@@ -102,6 +199,35 @@ func (c Config) check() (settings, error) {
 		s.pins = append(s.pins, [32]byte(pin))
 	}
 	return s, nil
+}
+
+// policyOf is the policy of a new data key for messages.
+func (s settings) policyOf(p key.Purpose) store.Manifest {
+	for _, of := range s.purposes {
+		if of.purpose == p {
+			return of.policy
+		}
+	}
+	policy, _ := Policy{}.check(key.DEK, key.Message) // the zero policy is a right one
+	return policy
+}
+
+// orDefault is for how long what is known will do without the database.
+func orDefault(d, otherwise time.Duration) time.Duration {
+	switch {
+	case d == 0:
+		return otherwise
+	default:
+		return max(d, epochLife)
+	}
+}
+
+// limited is d, or the configured limit if that is less.
+func (s settings) limited(d time.Duration) time.Duration {
+	if s.timeout < 0 {
+		return d
+	}
+	return min(d, s.timeout)
 }
 
 // bound puts the configured limit on ctx, so that no call of ours waits for ever.

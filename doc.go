@@ -25,9 +25,15 @@
 // # Promises
 //
 // A version seals only after it was read back, committed, from the database. What was made inside the application's own
-// transaction is used by calls inside that transaction alone, and is nowhere after a rollback. A change of a key
-// is seen at once by the Manager that made it, and by every other 5 s later, with no query in between; [Config.Strict]
-// looks at every call. Any number of processes may create, rotate and rewrap the same keys at once.
+// transaction is used by calls inside that transaction alone, and is nowhere after a rollback. A change of a key is
+// seen at once by the Manager that made it, and within 7 s by every other that the database answers, with one query for
+// all keys in between; [Config.Strict] looks at every call. Any number of processes may create, rotate and rewrap the
+// same keys at once.
+//
+// [Manager.Run] rotates each key as its [Policy] says, rewraps and cleans up; without it, nothing rotates by itself.
+// Any number of processes may run at once, and each due key gets one new version. Where the database is away, keys that
+// were used before go on for [Config.SealFor] and [Config.OpenFor]; then calls return [ErrStale]. docs/rotation.md has
+// all times and limits.
 //
 // Nothing that is read from the database is trusted: keys that were moved to another place, states, numbers and
 // policies that were changed by hand are refused with an [*IntegrityError]. The formats are described byte for byte in

@@ -13,9 +13,14 @@ var (
 	// ErrNotInitialized: the database has no installation. Run "keyhold init", or set [Config.Initialize].
 	ErrNotInitialized = errors.New(`no installation in this database: run "keyhold init" or set Config.Initialize`)
 
-	// ErrRoot: the external root does not open this installation, or did not answer. Nothing else is wrong:
-	// configure the right root, or try again when it is back.
+	// ErrRoot: the external root does not open this installation. Nothing else is wrong. It comes with
+	// [ErrRootUnavailable] if trying again may help; otherwise configure the right root.
 	ErrRoot = errors.New("external root does not open this installation")
+
+	// ErrRootUnavailable: the external root failed or did not answer, and nothing says that it is another one than
+	// sealed the installation key; of one that has a key of another id, it never comes. Trying again may help. If it
+	// does not, see whether the root still lets this process decrypt, and whether the slot's row is damaged.
+	ErrRootUnavailable = errors.New("external root failed or did not answer")
 
 	// ErrPin: the database holds another installation than the configured pin names, or none. It may have been
 	// replaced.
@@ -45,6 +50,15 @@ var (
 	// a restored backup. Sealing with the key is refused, opening goes on.
 	ErrRolledBack = errors.New("key is older in the database than it was: a failover or a restored backup")
 
+	// ErrStale: the database has not answered for longer than [Config.SealFor] or [Config.OpenFor] allow. It comes
+	// with [ErrUnavailable], and goes by itself when the database is back.
+	ErrStale = errors.New("the database has been away for longer than keys are used without it")
+
+	// ErrUsedUp: the head has sealed as many messages as its policy allows, or this process has used up its part of
+	// them and the database, which has more, is away: then it comes with [ErrUnavailable]. Rotate the key, or let
+	// [Manager.Run] do so in time.
+	ErrUsedUp = errors.New("the key version has sealed all the messages that its policy allows")
+
 	// ErrForeignKey: the application's tables refuse: the scope has no row there, or something refers to a key
 	// version.
 	ErrForeignKey = store.ErrForeignKey
@@ -52,8 +66,9 @@ var (
 	// ErrUnavailable: the database did not do its part and nothing was changed. Trying again may help.
 	ErrUnavailable = store.ErrUnavailable
 
-	// ErrUnknownOutcome: the database was lost while it answered, inside the application's own transaction, which
-	// has to be rolled back. Elsewhere keyhold reads again and finds out.
+	// ErrUnknownOutcome: the database did not answer to a commit, so that everything was done or nothing. Keyhold reads
+	// again and finds out, as long as the call may last and the database answers; otherwise whoever called has to. A
+	// transaction of the application's own has to be rolled back.
 	ErrUnknownOutcome = store.ErrUnknownOutcome
 
 	// ErrUnsupported: a part of go-kms-wrapping's interface that makes no sense for a key that keyhold manages.
@@ -85,3 +100,12 @@ func (e *IntegrityError) Error() string {
 	}
 	return subject + " is not as keyhold stored it: " + e.Reason
 }
+
+// wordedError is an error in words of its own that is also others, where their texts would say something else.
+type wordedError struct {
+	text string
+	is   []error
+}
+
+func (e *wordedError) Error() string   { return e.text }
+func (e *wordedError) Unwrap() []error { return e.is }

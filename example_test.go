@@ -6,6 +6,7 @@ import (
 	"log"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"keyhold.example/keyhold"
 	"keyhold.example/keyhold/localroot"
@@ -23,14 +24,14 @@ func Example() {
 	if _, err := localroot.Generate(rootFile); err != nil {
 		log.Fatal(err)
 	}
-	if err := sealOpenRotate(context.Background(), rootFile, dbFile); err != nil {
+	if err := sealAndOpen(context.Background(), rootFile, dbFile); err != nil {
 		log.Fatal(err)
 	}
 	// Output:
-	// version 2 seals now, and this still opens: s3cret
+	// opened: s3cret
 }
 
-func sealOpenRotate(ctx context.Context, rootFile, dbFile string) error {
+func sealAndOpen(ctx context.Context, rootFile, dbFile string) error {
 	// README: begin
 	root, err := localroot.Open(rootFile) // made once, by "keyhold root keygen"; or any go-kms-wrapping Wrapper
 	if err != nil {
@@ -50,6 +51,10 @@ func sealOpenRotate(ctx context.Context, rootFile, dbFile string) error {
 		return err
 	}
 	defer keys.Close()
+	ctx, stop := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	running.Go(func() { _ = keys.Run(ctx) })  // rotates what is due, until ctx ends
+	defer func() { stop(); running.Wait() }() // before Close
 
 	if err := keys.CreateScope(ctx, "org_42"); err != nil {
 		return err
@@ -60,12 +65,8 @@ func sealOpenRotate(ctx context.Context, rootFile, dbFile string) error {
 	if err != nil {
 		return err
 	}
-	version, err := keys.Rotate(ctx, ref)
-	if err != nil {
-		return err
-	}
-	plaintext, err := keys.Open(ctx, ref, ciphertext, row)
-	fmt.Printf("version %d seals now, and this still opens: %s\n", version, plaintext)
+	plaintext, err := keys.Open(ctx, ref, ciphertext, row) // whatever version sealed it
+	fmt.Printf("opened: %s\n", plaintext)
 	// README: end
 	return err
 }

@@ -21,7 +21,24 @@ type reader struct {
 	m     *Manager
 	q     store.Queries
 	tx    bool // inside the caller's transaction
-	keeps bool // data keys that it reads, and uses them again while their epochs are the same
+	use   use
+	under *store.Lease // what is written is written under it, unless it is nil
+	keeps bool         // data keys that it reads, and uses them again while their epochs are the same
+
+	unanswered
+}
+
+// unanswered is whether a write of a call is so, so that it is unknown what was done.
+type unanswered struct{ unknown bool }
+
+// known is what is known of a call that ends with err: where it could not read again after a commit that was not
+// answered, it does not say that nothing was done.
+func (u *unanswered) known(err error) error {
+	ended := errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+	if !u.unknown || !ended && !errors.Is(err, store.ErrUnavailable) {
+		return err
+	}
+	return &wordedError{store.ErrUnknownOutcome.Error() + ": " + err.Error(), []error{store.ErrUnknownOutcome}}
 }
 
 func (m *Manager) committed() reader         { return reader{m: m, q: m.store} }
@@ -40,7 +57,7 @@ func (r reader) key(ctx context.Context, ref key.Ref) (family, error) {
 	if err := ref.Validate(); err != nil {
 		return family{}, err
 	}
-	fam, err := r.verified(func() (store.Family, error) { return r.q.Key(ctx, ref) })
+	fam, err := r.read(ctx, func(ctx context.Context) (store.Family, error) { return r.q.Key(ctx, ref) })
 	switch {
 	case errors.Is(err, store.ErrNotFound):
 		return fam, fmt.Errorf("scope %q: %w", ref.Scope, store.ErrNotFound)
@@ -61,7 +78,7 @@ func (r reader) scope(ctx context.Context, scope key.Scope) (family, error) {
 	if err := scope.Validate(); err != nil {
 		return family{}, err
 	}
-	fam, err := r.verified(func() (store.Family, error) { return r.q.Scope(ctx, scope) })
+	fam, err := r.read(ctx, func(ctx context.Context) (store.Family, error) { return r.q.Scope(ctx, scope) })
 	switch {
 	case errors.Is(err, store.ErrNotFound):
 		return fam, fmt.Errorf("scope %q: %w", scope, store.ErrNotFound)
@@ -75,10 +92,19 @@ func (r reader) scope(ctx context.Context, scope key.Scope) (family, error) {
 
 // keyOfVersion reads the data key that has the version with the given id.
 func (r reader) keyOfVersion(ctx context.Context, id key.ID) (family, error) {
-	fam, err := r.verified(func() (store.Family, error) { return r.q.KeyOfVersion(ctx, id) })
+	fam, err := r.read(ctx, func(ctx context.Context) (store.Family, error) { return r.q.KeyOfVersion(ctx, id) })
 	if errors.Is(err, store.ErrNotFound) {
 		err = fmt.Errorf("key version %s: %w", id, store.ErrNotFound)
 	}
+	return fam, err
+}
+
+// read asks the database for a family, and checks it.
+func (r reader) read(ctx context.Context, ask func(context.Context) (store.Family, error)) (family, error) {
+	ctx, sp := r.m.telemetry.span(ctx, "keyhold.read")
+	fam, err := r.verified(func() (store.Family, error) { return ask(ctx) })
+	sp.family(&fam, err)
+	sp.end(err)
 	return fam, err
 }
 

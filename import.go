@@ -69,7 +69,7 @@ func (m *Manager) ImportScope(ctx context.Context, scope Scope, keys []ImportedK
 			err = r.isImport(&fam.Family, keys)
 		}
 		if !errors.Is(err, store.ErrNotFound) {
-			return made && err == nil, err
+			return made && err == nil, r.known(err)
 		}
 		rows, err := m.importedFamily(fam.Now, scope, keys)
 		if err != nil {
@@ -83,7 +83,7 @@ func (m *Manager) ImportScope(ctx context.Context, scope Scope, keys []ImportedK
 			err = store.ErrConflict // somebody else made it
 		}
 		made = errors.Is(err, store.ErrUnknownOutcome)
-		if err := r.again(ctx, err); err != nil {
+		if err := again(ctx, &r, err); err != nil {
 			return false, fmt.Errorf("import scope %q: %w", scope, m.orThere(ctx, scope, keys, err))
 		}
 	}
@@ -165,7 +165,7 @@ func checkImportedVersions(kind key.Kind, versions []ImportedVersion, seen map[s
 // keys under the root key's new head.
 func (m *Manager) importedFamily(now int64, scope key.Scope, keys []ImportedKey) ([]store.Key, error) {
 	root := store.Key{ID: keys[0].ID, Kind: key.KEK, Scope: scope}
-	head, err := m.importKey(&root, keys[0].Versions, m.ik.Parent(), "", now, rootKeyPeriod)
+	head, err := m.importKey(&root, keys[0].Versions, m.ik.Parent(), "", now, m.rootPolicy)
 	if err != nil {
 		return nil, err
 	}
@@ -177,7 +177,7 @@ func (m *Manager) importedFamily(now int64, scope key.Scope, keys []ImportedKey)
 	all := []store.Key{root}
 	for _, k := range keys[1:] {
 		data := store.Key{ID: k.ID, Kind: key.DEK, RootKeyID: root.ID, Purpose: k.Purpose}
-		dek, err := m.importKey(&data, k.Versions, parent, head.ID(), now, dataKeyPeriod)
+		dek, err := m.importKey(&data, k.Versions, parent, head.ID(), now, m.policyOf(k.Purpose))
 		if err != nil {
 			return nil, err
 		}
@@ -190,7 +190,7 @@ func (m *Manager) importedFamily(now int64, scope key.Scope, keys []ImportedKey)
 // importKey gives k its versions, retired, a tombstone for each number that is missing, and a new head, which it
 // returns for the caller to close; and its manifest.
 func (m *Manager) importKey(
-	k *store.Key, versions []ImportedVersion, parent *seal.Parent, parentID key.ID, now int64, period time.Duration,
+	k *store.Key, versions []ImportedVersion, parent *seal.Parent, parentID key.ID, now int64, policy store.Manifest,
 ) (*seal.Key, error) {
 	id := seal.Identity{Kind: k.Kind, Inst: m.ik.Inst(), RootKeyID: k.RootKeyID, Purpose: k.Purpose, Alg: key.Imported}
 	if k.Kind == key.KEK {
@@ -221,7 +221,8 @@ func (m *Manager) importKey(
 	row.State = key.Active
 	k.Versions = append(k.Versions, row)
 	ikKID := m.ik.KID()
-	k.Manifest = store.Manifest{Seq: 1, Head: next, RotateEvery: uint64(period / time.Second), IKKID: ikKID[:]}
+	k.Manifest = policy
+	k.Seq, k.Head, k.IKKID = 1, next, ikKID[:]
 	k.RotateAt = due(k)
 	if err := m.sign(k); err != nil {
 		head.Close()

@@ -227,7 +227,7 @@ func TestAnotherKeyThanTheOneAskedForIsRefused(t *testing.T) {
 	mem := memstore.New()
 	m := innerManager(t, mem)
 	ctx := t.Context()
-	m.purposes = append(m.purposes, purposeOf{"sessions", key.Message})
+	m.purposes = append(m.purposes, purposeOf{purpose: "sessions", alg: key.Message})
 	check(t, m.CreateScope(ctx, inner.Scope))
 	check(t, m.CreateScope(ctx, "other"))
 	same := func(s key.Scope) key.Scope { return s }

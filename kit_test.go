@@ -93,6 +93,7 @@ func (r *countingRoot) Decrypt(ctx context.Context, in *wrapping.BlobInfo, o ...
 
 func config(root wrapping.Wrapper) keyhold.Config {
 	return keyhold.Config{
+		Grace:         -1,
 		Root:          root,
 		Purposes:      []key.Purpose{secrets, session},
 		RawPurposes:   []key.Purpose{token},

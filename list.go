@@ -15,6 +15,7 @@ type KeyInfo struct {
 	Ref         key.Ref // with an empty purpose for a root key
 	Head        key.Version
 	RotateEvery time.Duration // 0: never
+	MaxMessages uint64        // that one version seals; 0: no limit
 	RotateAt    time.Time     // when the next version is due; zero if never
 	Due         bool          // whether that time has come, by the database's clock
 	Versions    []VersionInfo // from 1 on
@@ -29,6 +30,8 @@ type VersionInfo struct {
 	Parent  key.ID    // the root key version that wraps it; empty for a root key's own
 	Created time.Time // zero for a destroyed version
 	Behind  bool      // whether its parent is not the head of the root key, so that a rewrap is in order
+
+	Disabled time.Time // since when it is disabled, by the database, which does not vouch for that; zero unless it is
 }
 
 // RootInfo describes one root slot: an external root that opens the installation, or did until it was removed.
@@ -78,6 +81,7 @@ func keyInfo(fam *store.Family, k *store.Key) KeyInfo {
 		Ref:         key.Ref{Scope: fam.Root.Scope, Purpose: k.Purpose},
 		Head:        k.Head,
 		RotateEvery: time.Duration(k.RotateEvery) * time.Second,
+		MaxMessages: k.MaxMessages,
 	}
 	if k.RotateAt != 0 {
 		info.RotateAt, info.Due = time.Unix(k.RotateAt, 0).UTC(), k.RotateAt <= fam.Now
@@ -93,10 +97,14 @@ func keyInfo(fam *store.Family, k *store.Key) KeyInfo {
 			continue
 		}
 		v := &live[0]
-		info.Versions = append(info.Versions, VersionInfo{
+		version := VersionInfo{
 			ID: v.ID, Number: v.Number, State: v.State, Alg: v.Alg, Parent: v.Parent,
 			Created: time.Unix(v.Created, 0).UTC(), Behind: k.Kind == key.DEK && v.Parent != rootHead.ID,
-		})
+		}
+		if v.Disabled != 0 {
+			version.Disabled = time.Unix(v.Disabled, 0).UTC()
+		}
+		info.Versions = append(info.Versions, version)
 		live = live[1:]
 	}
 	return info

@@ -26,9 +26,21 @@ type Manager struct {
 	store  store.Store
 	ik     *seal.IK
 	cache  *cache
-	epochs epochs
-	pin    string
-	made   bool // by New
+	epochs *epochs
+	self   store.Instance
+
+	// Apart, as the ids of key versions come with ciphertext from whoever sends it.
+	unknownIDs, unknownRefs *limiter
+
+	telemetry telemetry
+	watch     watch
+
+	// What one goroutine tells another, once of many times.
+	heard     chan struct{} // a key has changed somewhere
+	ownChange chan struct{} // m has changed one
+
+	pin  string
+	made bool // by New
 
 	mu     sync.RWMutex // held for reading by every call under way, so that Close waits for them
 	closed bool
@@ -39,8 +51,8 @@ type Manager struct {
 //
 // Where there is no installation, New returns [ErrNotInitialized], or makes one if cfg.Initialize is set; however many
 // processes do so at once, all get the same. Other errors: a [*SchemaError] for tables of another version; [ErrRoot] if
-// the root opens no slot; [ErrPin]; an [*IntegrityError] if the slots were changed behind keyhold's back;
-// [ErrUnavailable].
+// the root opens no slot, with [ErrRootUnavailable] if trying again may help; [ErrPin]; an [*IntegrityError] if the
+// slots were changed behind keyhold's back; [ErrUnavailable].
 //
 // It takes two round trips to the database where there is an installation.
 func New(ctx context.Context, s store.Store, cfg Config) (*Manager, error) {
@@ -52,7 +64,14 @@ func New(ctx context.Context, s store.Store, cfg Config) (*Manager, error) {
 	defer cancel()
 
 	m := &Manager{settings: set, store: s, cache: newCache()}
-	m.epochs.read = s.Epochs
+	if m.telemetry, err = newTelemetry(cfg.Meter, cfg.Tracer); err != nil {
+		return nil, fmt.Errorf("make the instruments of Config.Meter: %w", err)
+	}
+	m.unknownIDs, m.unknownRefs = newLimiter(), newLimiter()
+	m.heard, m.ownChange = make(chan struct{}, 1), make(chan struct{}, 1)
+	if m.epochs, err = m.newEpochs(); err != nil {
+		return nil, err
+	}
 	in, err := m.installation(ctx)
 	if err != nil {
 		return nil, err
@@ -62,6 +81,10 @@ func New(ctx context.Context, s store.Store, cfg Config) (*Manager, error) {
 	}
 	pin := m.ik.Pin()
 	m.pin = hex.EncodeToString(pin[:])
+	if err := m.telemetry.observe(m); err != nil {
+		m.ik.Close()
+		return nil, fmt.Errorf("make the instruments of Config.Meter: %w", err)
+	}
 	return m, nil
 }
 
@@ -81,7 +104,7 @@ func (m *Manager) installation(ctx context.Context) (store.Installation, error) 
 	case errors.As(err, &schema) && schema.Have == 0 && schema.Foreign == "":
 		if m.initialize && len(m.pins) == 0 {
 			err := m.store.Migrate(ctx)
-			if errors.Is(err, store.ErrUnknownOutcome) {
+			if errors.Is(err, store.ErrUnknownOutcome) && ctx.Err() == nil {
 				err = m.store.Migrate(ctx)
 			}
 			if err != nil {
@@ -110,23 +133,46 @@ func (m *Manager) Format(f fmt.State, _ rune) {
 	_, _ = fmt.Fprintf(f, "keyhold.Manager(pin %s)", m.pin)
 }
 
-// Close waits for the calls under way and clears the keys that m holds. Calls that begin afterwards return [ErrClosed].
-// The store and the external root stay as they are. Closing twice is allowed. It must not be called from within a call
-// of m's.
+// Close waits for the calls under way and clears the keys that m holds. Calls that begin afterwards return [ErrClosed],
+// and so does [Manager.Run], which has to be ended first. The store and the external root stay as they are. Closing
+// twice is allowed. It must not be called from within a call of m's.
+//
+// If m has sealed, Close tells the other instances, with one round trip of at most 2 s, that it does not any more. The
+// error says that this was not possible: they count m as live for so long as it might have sealed.
 func (m *Manager) Close() error {
+	return errors.Join(m.close(), m.telemetry.unobserve())
+}
+
+func (m *Manager) close() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if !m.closed {
-		m.closed = true
-		m.cache.clear()
-		m.ik.Close()
+	if m.closed {
+		return nil
+	}
+	m.closed = true
+	m.epochs.close()
+	m.cache.clear()
+	m.ik.Close()
+	ctx, cancel := context.WithTimeoutCause(context.Background(), askLimit, //nolint:forbidigo // there is no caller's
+		fmt.Errorf("no answer within %v: %w: %w", askLimit, ErrUnavailable, context.DeadlineExceeded))
+	defer cancel()
+	if l, ok := m.store.(listener); ok && len(m.ownChange) > 0 {
+		_ = l.Notify(ctx) // the others will ask anyway
+	}
+	if !m.epochs.signs.Load() {
+		return nil
+	}
+	if err := m.store.Leave(ctx, m.self.ID); err != nil {
+		return fmt.Errorf("leave the other instances: %w", err)
 	}
 	return nil
 }
 
 // begin starts a call, which lasts until end is called: it limits the call's time and keeps m open meanwhile.
 func (m *Manager) begin(ctx context.Context) (_ context.Context, end func(), _ error) {
-	m.mu.RLock()
+	if !m.mu.TryRLock() { // Close has it, or waits for the calls: also for one that this one is a part of
+		return nil, nil, ErrClosed
+	}
 	if m.closed {
 		m.mu.RUnlock()
 		return nil, nil, ErrClosed

@@ -138,6 +138,13 @@ func TestWrongRootIsRefused(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			_, err := keyhold.New(t.Context(), s, config(root))
 			fails(t, err, keyhold.ErrRoot)
+			failed := name == "panics" || name == "is away"
+			if errors.Is(err, keyhold.ErrRootUnavailable) != failed {
+				t.Errorf("%v: whether trying again may help is to be %v", err, failed)
+			}
+			if another := name == "another key" || name == "another kind"; strings.Contains(err.Error(), "another one") != another {
+				t.Errorf("%v: whether it is another one is to be %v", err, another)
+			}
 		})
 	}
 }

@@ -456,8 +456,8 @@ func TestRoundTripsOfGivingUpVersions(t *testing.T) {
 		{"disable a data key's version", 2, false, func() error { return m.Disable(ctx, d[1]) }},
 		{"disable one in use", 2, false, func() error { return m.Disable(ctx, d[0]) }},
 		{"disable a root key's version", 4, false, func() error { return m.Disable(ctx, k) }},
-		{"destroy a data key's version", 5, false, func() error { return m.Destroy(ctx, d[1]) }},
-		{"destroy one in use", 5, true, func() error { return m.Destroy(ctx, d[0]) }},
+		{"destroy a data key's version", 6, false, func() error { return m.Destroy(ctx, d[1]) }},
+		{"destroy one in use", 6, true, func() error { return m.Destroy(ctx, d[0]) }},
 		{"shred a scope in use", 6, true, func() error { _, err := m.Shred(ctx, "new"); return err }},
 		{"shred a scope", 4, false, func() error {
 			a.sql(t, "delete from secret")

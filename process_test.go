@@ -4,10 +4,13 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -29,7 +32,11 @@ const childVariable = "KEYHOLD_TEST_CHILD"
 
 func TestMain(m *testing.M) {
 	if work := os.Getenv(childVariable); work != "" {
-		if err := child(context.Background(), work); err != nil {
+		do := func() error { return child(context.Background(), work) }
+		if work == "fleet" {
+			do = func() error { return fleetChild(context.Background()) }
+		}
+		if err := do(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -37,6 +44,11 @@ func TestMain(m *testing.M) {
 	}
 	// With GODEBUG=fips140=only the first random byte sets off what a bubble of synctest cannot wait for.
 	if _, err := seal.RandomID(key.PrefixRootKey); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	// Many tests wait for other processes, or for time to pass. The flag itself, where it is given, comes after this.
+	if err := flag.Set("test.parallel", strconv.Itoa(2*runtime.GOMAXPROCS(0))); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}

@@ -44,7 +44,13 @@ func shops(t *testing.T, f func(t *testing.T, s *shop)) {
 				other, err := open()
 				must(t, err)
 				t.Cleanup(func() { must(t, other.Close()) })
-				return newManager(t, other, root)
+				// Strict, as whoever keeps what it reads would have to be waited for before a version is destroyed.
+				cfg := config(root)
+				cfg.Strict = true
+				m, err := keyhold.New(t.Context(), other, cfg)
+				must(t, err)
+				t.Cleanup(func() { must(t, m.Close()) })
+				return m
 			}
 			s.Manager = s.other()
 			f(t, s)

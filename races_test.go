@@ -23,8 +23,7 @@ import (
 )
 
 // The tests whose names begin with TestRace have processes, or connections, do at once what only one of them can, and
-// assert what comes of it. Each does so several times: "make endure" says how often with this variable, and runs
-// nothing else.
+// assert what comes of it. Each does so several times: "make endure" says how often with this variable.
 const repeatVariable = "KEYHOLD_TEST_REPEAT"
 
 func repeats(t testing.TB) int {

@@ -73,7 +73,7 @@ func (m *Manager) storePurposes(ctx context.Context) (dropped []Purpose, err err
 		}
 	}
 	err = m.store.AddPurposes(ctx, all)
-	if errors.Is(err, store.ErrUnknownOutcome) {
+	if errors.Is(err, store.ErrUnknownOutcome) && ctx.Err() == nil {
 		err = m.store.AddPurposes(ctx, all)
 	}
 	return dropped, err
@@ -113,7 +113,7 @@ func (m *Manager) reconcileBatch(
 	// What others created meanwhile is left out.
 	created, err = r.q.Create(ctx, r.inst(), keys)
 	if errors.Is(err, store.ErrUnknownOutcome) || errors.Is(err, store.ErrConflict) {
-		return 0, true, r.again(ctx, err) // the same scopes again, those that still lack it
+		return 0, true, again(ctx, &r, err) // the same scopes again, those that still lack it
 	}
 	*after, *broken = scopes[len(scopes)-1], append(*broken, wrong...)
 	return created, true, err

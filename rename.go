@@ -66,7 +66,7 @@ func (r reader) rename(ctx context.Context, old, renamed key.Scope) error {
 	for {
 		fam, err := r.renamedKey(ctx, old, renamed)
 		if err != nil {
-			return fmt.Errorf("rename scope %q to %q: %w", old, renamed, err)
+			return fmt.Errorf("rename scope %q to %q: %w", old, renamed, r.known(err))
 		}
 		if fam.Root.Scope == renamed {
 			return nil
@@ -80,7 +80,7 @@ func (r reader) rename(ctx context.Context, old, renamed key.Scope) error {
 		if err == nil {
 			return nil
 		}
-		if err := r.again(ctx, err); err != nil {
+		if err := again(ctx, &r, err); err != nil {
 			return fmt.Errorf("rename scope %q to %q: %w", old, renamed, err)
 		}
 	}
@@ -90,7 +90,7 @@ func (r reader) rename(ctx context.Context, old, renamed key.Scope) error {
 // manifest has: the old one, or the new one if that is confirmed.
 func (r reader) renamedKey(ctx context.Context, old, renamed key.Scope) (family, error) {
 	otherScope := false
-	fam, err := r.verified(func() (store.Family, error) {
+	fam, err := r.read(ctx, func(ctx context.Context) (store.Family, error) {
 		fam, err := r.q.Key(ctx, key.Ref{Scope: renamed})
 		otherScope = fam.Root.Scope != renamed
 		if err == nil && r.m.hasScope(fam.Root, old) {

@@ -145,7 +145,7 @@ func TestSQLiteTenantIsRenamedWithItsKeysOrNotAtAll(t *testing.T) {
 	ctx := t.Context()
 	s, err := sqlitestore.Config{ScopeTable: "tenant", ScopeColumn: "id"}.Create(filepath.Join(t.TempDir(), "app.db"))
 	must(t, err)
-	defer s.Close()
+	t.Cleanup(func() { must(t, s.Close()) })
 	_, err = s.DB().ExecContext(ctx, "create table tenant (id text primary key); insert into tenant values ('org_42')")
 	must(t, err)
 	m := newManager(t, s, newRoot(t))

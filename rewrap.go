@@ -30,13 +30,15 @@ func (m *Manager) RewrapTx(ctx context.Context, tx store.Tx, scope key.Scope) (i
 	return m.inside(tx).rewrap(ctx, scope)
 }
 
-func (r reader) rewrap(ctx context.Context, scope key.Scope) (int, error) {
-	total := 0
+func (r reader) rewrap(ctx context.Context, scope key.Scope) (total int, err error) {
+	ctx, sp := r.m.telemetry.span(ctx, "keyhold.rewrap")
+	defer func() { sp.end(err) }()
 	for {
 		fam, err := r.scopeToRewrap(ctx, scope)
 		if err != nil {
-			return total, err
+			return total, r.known(err)
 		}
+		sp.key(&fam.Root, fam.Root.Head)
 		rows, broken := r.rewrapped(&fam.Family)
 		if len(rows) == 0 {
 			return total, broken
@@ -47,7 +49,7 @@ func (r reader) rewrap(ctx context.Context, scope key.Scope) (int, error) {
 			err = store.ErrConflict // somebody else rewrapped some of it
 		}
 		// What a batch replaced whose answer was lost is found replaced, and not counted.
-		if err := r.again(ctx, err); err != nil {
+		if err := again(ctx, &r, err); err != nil {
 			return total, errors.Join(broken, fmt.Errorf("rewrap scope %q: %w", scope, err))
 		}
 	}
@@ -140,5 +142,9 @@ func (r reader) replaceBatch(ctx context.Context, batch []store.Rewrap) (int, er
 		return 0, err
 	}
 	defer end()
-	return r.q.Rewrap(ctx, r.inst(), batch)
+	n, err := r.q.Rewrap(ctx, r.inst(), batch, r.under)
+	if !r.tx && n > 0 {
+		r.m.telemetry.count(ctx, r.m.telemetry.rewrapped, n)
+	}
+	return n, err
 }

@@ -42,7 +42,7 @@ func (m *Manager) makeInstallation(ctx context.Context) (store.Installation, err
 	in.MAC = mac[:]
 
 	err = m.store.Initialize(ctx, in)
-	if err != nil && !errors.Is(err, store.ErrConflict) && !errors.Is(err, store.ErrUnknownOutcome) {
+	if err != nil && !errors.Is(err, store.ErrConflict) && (!errors.Is(err, store.ErrUnknownOutcome) || ctx.Err() != nil) {
 		return store.Installation{}, err
 	}
 	stored, err := m.store.Installation(ctx)
@@ -59,15 +59,19 @@ func (m *Manager) sealSlot(ctx context.Context, ik *seal.IK) (store.Slot, error)
 	if err != nil {
 		return store.Slot{}, err
 	}
-	wrapperType, keyID, err := describeRoot(ctx, m.root)
+	wrapperType, keyID, err := m.describeRoot(ctx)
 	if err != nil {
 		return store.Slot{}, err
 	}
 	payload := ik.SlotPayload(id, wrapperType)
 	defer payload.Clear()
-	info, err := guard(func() (*wrapping.BlobInfo, error) { return m.root.Encrypt(ctx, payload.Reveal()) })
+	its := secret.New(bytes.Clone(payload.Reveal())) // a root that does not end with ctx may still read it
+	info, err := callRoot(ctx, m, "encrypt", func(ctx context.Context) (*wrapping.BlobInfo, error) {
+		defer its.Clear()
+		return m.root.Encrypt(ctx, its.Reveal())
+	})
 	if err != nil {
-		return store.Slot{}, fmt.Errorf("seal the installation key with the root (%s %s): %w: %w", wrapperType, keyID, ErrRoot, err)
+		return store.Slot{}, rootFailed(wrapperType, keyID, fmt.Errorf("seal the installation key: %w", err))
 	}
 	blob, err := proto.Marshal(info)
 	if err != nil {
@@ -85,7 +89,10 @@ func (m *Manager) sealSlot(ctx context.Context, ik *seal.IK) (store.Slot, error)
 		return store.Slot{}, fmt.Errorf("the root (%s %s) returned the installation key unsealed: %w", wrapperType, keyID, ErrRoot)
 	}
 	again, err := m.openSlot(ctx, inst, slot)
-	if err != nil {
+	switch {
+	case isCallError(err):
+		return store.Slot{}, rootFailed(wrapperType, keyID, fmt.Errorf("open again what it just sealed: %w", err))
+	case err != nil:
 		return store.Slot{}, fmt.Errorf("open again what the root just sealed: %w: %w", ErrRoot, err)
 	}
 	again.Close()
@@ -104,7 +111,7 @@ func (m *Manager) openInstallation(ctx context.Context, in store.Installation) (
 	if err != nil {
 		return nil, broken(err.Error())
 	}
-	wrapperType, keyID, err := describeRoot(ctx, m.root)
+	wrapperType, keyID, err := m.describeRoot(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -142,29 +149,48 @@ func (m *Manager) verifySlots(in store.Installation) error {
 func (m *Manager) openAnySlot(ctx context.Context, in store.Installation, wrapperType, keyID string) (*seal.IK, error) {
 	var candidates []store.Slot
 	var active string
+	own := 0 // how many of them name the root's own key; they come first
 	for _, slot := range in.Slots {
 		if slot.ID == in.ActiveSlot {
-			active = strings.TrimSpace(slot.WrapperType + " " + slot.WrapperKeyID)
+			active = rootName(slot.WrapperType, slot.WrapperKeyID)
 		}
 		if slot.State == key.Destroyed || slot.WrapperType != wrapperType || !bytes.Equal(slot.IKKID, in.IKKID) {
 			continue
 		}
 		if keyID != "" && slot.WrapperKeyID == keyID {
 			candidates = slices.Insert(candidates, 0, slot)
+			own++
 		} else {
 			candidates = append(candidates, slot)
 		}
 	}
 	var errs []error
-	for _, slot := range candidates {
+	var failed error // of a root of which nothing says that it is another one
+	for i, slot := range candidates {
 		ik, err := m.openSlot(ctx, [16]byte(in.Inst), slot)
 		if err == nil {
 			return ik, nil
 		}
 		errs = append(errs, err)
+		if failed == nil && isCallError(err) && (i < own || keyID == "" && ctx.Err() != nil) {
+			failed = err
+		}
+		if ctx.Err() != nil {
+			break // nor would it answer for the next one
+		}
 	}
-	err := fmt.Errorf("%w: the configured root is %s, the active one is %s",
-		ErrRoot, strings.TrimSpace(wrapperType+" "+keyID), active)
+	var err error
+	switch {
+	case failed != nil:
+		return nil, rootFailed(wrapperType, keyID, failed)
+	case own > 0:
+		err = ErrRoot
+	case keyID == "" && len(candidates) > 0:
+		err = fmt.Errorf("%w: %s failed, or it is another one than the active root, %s", ErrRoot, wrapperType, active)
+	default:
+		err = fmt.Errorf("%w: by its type and its key's id it is another one: %s, and the active root is %s",
+			ErrRoot, rootName(wrapperType, keyID), active)
+	}
 	for _, why := range errs {
 		err = fmt.Errorf("%w; %w", err, why)
 	}
@@ -177,7 +203,7 @@ func (m *Manager) openSlot(ctx context.Context, inst [16]byte, slot store.Slot) 
 	if err := proto.Unmarshal(slot.Blob, &info); err != nil {
 		return nil, fmt.Errorf("slot %s: not a marshalled BlobInfo", slot.ID)
 	}
-	plain, err := guard(func() ([]byte, error) { return m.root.Decrypt(ctx, &info) })
+	plain, err := callRoot(ctx, m, "decrypt", func(ctx context.Context) ([]byte, error) { return m.root.Decrypt(ctx, &info) })
 	if err != nil {
 		return nil, fmt.Errorf("slot %s: %w", slot.ID, err)
 	}
@@ -191,28 +217,110 @@ func (m *Manager) openSlot(ctx context.Context, inst [16]byte, slot store.Slot) 
 }
 
 // describeRoot asks the external root what it is.
-func describeRoot(ctx context.Context, root wrapping.Wrapper) (wrapperType, keyID string, err error) {
-	t, err := guard(func() (wrapping.WrapperType, error) { return root.Type(ctx) })
+func (m *Manager) describeRoot(ctx context.Context) (wrapperType, keyID string, err error) {
+	t, err := guard(ctx, m, func() (wrapping.WrapperType, error) { return m.root.Type(ctx) })
 	if err != nil {
-		return "", "", fmt.Errorf("ask the root for its type: %w: %w", ErrRoot, err)
+		return "", "", rootFailed("", "", fmt.Errorf("ask for its type: %w", err))
 	}
 	// A wrapper that does not know its key id before its first use is no error: the id is only a hint of the slot to
 	// try first.
-	id, err := guard(func() (string, error) { return root.KeyId(ctx) })
-	if err != nil {
+	id, err := guard(ctx, m, func() (string, error) { return m.root.KeyId(ctx) })
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return "", "", rootFailed(string(t), "", fmt.Errorf("ask for its key's id: %w", err))
+	case err != nil:
 		id = ""
 	}
 	return string(t), id, nil
 }
 
-// guard calls an external root. A wrapper that panics, as some do with a damaged blob, has not opened anything.
-func guard[T any](call func() (T, error)) (result T, err error) {
+// callRoot lets an external root encrypt or decrypt, and tells.
+func callRoot[T any](ctx context.Context, m *Manager, operation string, call func(context.Context) (T, error)) (T, error) {
+	ctx, sp := m.telemetry.span(ctx, "keyhold.root."+operation)
+	result, err := guard(ctx, m, func() (T, error) { return call(ctx) })
+	m.telemetry.rootCalled(ctx, operation, err)
+	sp.end(err)
+	return result, err
+}
+
+// callError is why an external root did not do what it was called for.
+type callError struct{ error }
+
+func (e callError) Unwrap() error { return e.error }
+
+func isCallError(err error) bool {
+	_, ok := errors.AsType[callError](err)
+	return ok
+}
+
+// rootFailed says of an external root that it failed, and not that it is another one.
+func rootFailed(wrapperType, keyID string, err error) error {
+	subject := "the external root"
+	if name := rootName(wrapperType, keyID); name != "" {
+		subject += " (" + name + ")"
+	}
+	return &wordedError{subject + " failed: " + err.Error(), []error{ErrRoot, ErrRootUnavailable, err}}
+}
+
+func rootName(wrapperType, keyID string) string { return strings.TrimSpace(wrapperType + " " + keyID) }
+
+// guard calls an external root, and waits until ctx ends; its error is a callError. A wrapper that panics, as some do
+// with a damaged blob, has not opened anything. One that does not end with ctx is left to itself, and what it returns
+// then is cleared.
+func guard[T any](ctx context.Context, m *Manager, call func() (T, error)) (result T, err error) {
+	type answer struct {
+		result T
+		err    error
+	}
+	answered := make(chan answer)
+	go func() {
+		var a answer
+		a.result, a.err = caught(call)
+		select {
+		case answered <- a:
+		case <-ctx.Done():
+			if late, ok := any(a.result).([]byte); ok {
+				clear(late)
+			}
+		}
+	}()
+	select {
+	case a := <-answered:
+		if a.err == nil {
+			return a.result, nil
+		}
+		err = a.err
+	case <-ctx.Done():
+	}
+	if ctx.Err() != nil {
+		err = m.noAnswer(ctx, err)
+	}
+	return result, callError{err}
+}
+
+func caught[T any](call func() (T, error)) (result T, err error) {
 	defer func() {
 		if r := recover(); r != nil {
 			err = errors.New("the wrapper panicked")
 		}
 	}()
 	return call()
+}
+
+// noAnswer says what ended a call of the external root; why is the root's own error, if it returned one. The cause that
+// Config.Timeout gives says that the database is away, which is not so here.
+func (m *Manager) noAnswer(ctx context.Context, why error) error {
+	ended, when := store.ContextError(ctx), ""
+	if errors.Is(ended, ErrUnavailable) {
+		ended, when = ctx.Err(), fmt.Sprintf(" by the end of Config.Timeout (%v)", m.timeout)
+	}
+	switch {
+	case why == nil:
+		why = ended
+	case !errors.Is(why, ended):
+		why = fmt.Errorf("%w: %w", ended, why)
+	}
+	return fmt.Errorf("no answer%s: %w", when, why)
 }
 
 // slotsManifest is what the slots' MAC is over. It fails if a stored length is wrong, or if a slot's row names another

@@ -21,7 +21,7 @@ import (
 //
 // Every call adds a version, however many race. After an error the version may have been added or not, and may be
 // pending; the next rotation ends what was begun. It takes four round trips where nobody interferes. Errors:
-// [ErrNotFound], [ErrRolledBack], [*IntegrityError], [ErrUnavailable].
+// [ErrNotFound], [ErrRolledBack], [*IntegrityError], [ErrUnavailable], [ErrUnknownOutcome].
 func (m *Manager) Rotate(ctx context.Context, ref key.Ref) (key.Version, error) {
 	return m.rotate(ctx, m.committed, ref, 0)
 }
@@ -48,14 +48,19 @@ func (m *Manager) RotateIf(ctx context.Context, ref key.Ref, head key.Version) (
 	return m.rotate(ctx, m.committed, ref, head)
 }
 
-func (m *Manager) rotate(ctx context.Context, read func() reader, ref key.Ref, onlyAfter key.Version) (key.Version, error) {
+func (m *Manager) rotate(
+	ctx context.Context, read func() reader, ref key.Ref, onlyAfter key.Version,
+) (head key.Version, err error) {
 	ctx, end, err := m.begin(ctx)
 	if err != nil {
 		return 0, err
 	}
 	defer end()
+	ctx, sp := m.telemetry.span(ctx, "keyhold.rotate")
+	defer func() { sp.end(err) }()
 
 	r := read()
+	r.use = seals
 	var next *seal.Key // the version that this call adds, once it is made
 	defer func() {
 		if next != nil {
@@ -64,9 +69,11 @@ func (m *Manager) rotate(ctx context.Context, read func() reader, ref key.Ref, o
 	}()
 	for {
 		fam, k, err := r.forChange(ctx, ref)
+		read := m.epochs.begun.Load()
 		if err != nil {
-			return 0, err
+			return 0, r.known(err)
 		}
+		sp.key(k, newestNumber(k))
 		if onlyAfter != 0 && k.Head != onlyAfter {
 			return k.Head, nil
 		}
@@ -75,7 +82,9 @@ func (m *Manager) rotate(ctx context.Context, read func() reader, ref key.Ref, o
 		case mine != nil && mine.State != key.Pending:
 			return mine.Number, nil
 		case newest.State == key.Pending:
-			err = r.activate(ctx, k, newest)
+			if err = r.durable(ctx, newest.ID, read); err == nil {
+				err = r.activate(ctx, k, newest)
+			}
 			if err == nil && (onlyAfter != 0 || mine != nil) {
 				return newest.Number, nil
 			}
@@ -87,7 +96,7 @@ func (m *Manager) rotate(ctx context.Context, read func() reader, ref key.Ref, o
 			}
 			err = r.addPending(ctx, fam, k, next)
 		}
-		if err := r.again(ctx, err); err != nil {
+		if err := again(ctx, &r, err); err != nil {
 			return 0, fmt.Errorf("rotate %v: %w", ref, err)
 		}
 	}
@@ -96,17 +105,20 @@ func (m *Manager) rotate(ctx context.Context, read func() reader, ref key.Ref, o
 // again says whether to read again what is in the database and decide anew, as somebody else was first or it is unknown
 // what was done: then it returns nil. Otherwise it says why not. What is unknown inside a transaction of the
 // application's is for the application to decide: it has to roll back.
-func (r reader) again(ctx context.Context, err error) error {
+func again(ctx context.Context, r *reader, err error) error {
 	switch {
+	case errors.Is(err, store.ErrConflict) && r.under != nil:
+		return err // the lease may be somebody else's by now
 	case errors.Is(err, store.ErrConflict):
 		err = r.stillOurs(ctx)
 	case errors.Is(err, store.ErrUnknownOutcome) && !r.tx:
+		r.unknown = true
 		err = nil
 	}
 	if err == nil && ctx.Err() != nil {
-		return context.Cause(ctx)
+		err = context.Cause(ctx)
 	}
-	return err
+	return r.known(err)
 }
 
 // forChange reads ref's key to change it, with its family. A key that was rolled back is not changed: that would hide
@@ -187,24 +199,41 @@ func (r reader) activate(ctx context.Context, k *store.Key, v *store.Version) er
 			changed.Versions[i].State = key.Active
 		}
 	}
-	return r.update(ctx, k, &changed, store.Update{States: []store.StateChange{
+	err := r.update(ctx, k, &changed, store.Update{States: []store.StateChange{
 		{Number: k.Head, From: key.Active, To: key.Retired},
 		{Number: v.Number, From: key.Pending, To: key.Active},
 	}})
+	if err == nil && !r.tx {
+		r.m.telemetry.rotated(ctx, k.Purpose, nil)
+	}
+	return err
 }
 
 // update writes what makes k into changed, which gets the next manifest.
 func (r reader) update(ctx context.Context, k, changed *store.Key, u store.Update) error {
-	changed.Seq = k.Seq + 1
+	changed.Seq = max(k.Seq, r.seenSeq(k.ID)) + 1
 	changed.RotateAt = due(changed)
 	if err := r.m.sign(changed); err != nil {
 		return err
 	}
 	u.Inst, u.Kind, u.KeyID, u.From = r.inst(), k.Kind, k.ID, k.Seq
-	u.Manifest, u.RotateAt = changed.Manifest, changed.RotateAt
+	u.Manifest, u.RotateAt, u.Lease = changed.Manifest, changed.RotateAt, r.under
 	// Inside a transaction it is only what the next call asks: when that is committed, nobody says.
-	defer r.m.epochs.changed()
-	return r.q.Update(ctx, u)
+	defer r.m.changed(rootOf(k), "")
+	err := r.q.Update(ctx, u)
+	if err == nil && !r.tx {
+		r.m.cache.saw(k.ID, changed.Seq)
+	}
+	return err
+}
+
+// seenSeq is the highest sequence number that this process has seen of a key. It is higher than the stored one only
+// while what a failover lost is written back.
+func (r reader) seenSeq(id key.ID) uint64 {
+	if r.tx {
+		return 0
+	}
+	return r.m.cache.sequence(id)
 }
 
 // newestNumber is the highest number that k has used.
@@ -214,4 +243,12 @@ func newestNumber(k *store.Key) key.Version {
 		newest = max(newest, k.Tombstones[len(k.Tombstones)-1].Number)
 	}
 	return newest
+}
+
+// rootOf is the id of the root key that k is, or belongs to.
+func rootOf(k *store.Key) key.ID {
+	if k.Kind == key.KEK {
+		return k.ID
+	}
+	return k.RootKeyID
 }

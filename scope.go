@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"time"
 
 	"keyhold.example/keyhold/internal/seal"
 	"keyhold.example/keyhold/key"
@@ -56,7 +55,7 @@ func (r reader) create(ctx context.Context, scope key.Scope) error {
 			keys, err = r.missingKeys(&fam)
 		}
 		if err != nil || len(keys) == 0 {
-			return err
+			return r.known(err)
 		}
 		n, err := r.q.Create(ctx, r.inst(), keys)
 		switch {
@@ -65,7 +64,7 @@ func (r reader) create(ctx context.Context, scope key.Scope) error {
 		case err == nil:
 			err = store.ErrConflict // somebody else created some of it
 		}
-		if err := r.again(ctx, err); err != nil {
+		if err := again(ctx, &r, err); err != nil {
 			return fmt.Errorf("create scope %q: %w", scope, err)
 		}
 	}
@@ -97,7 +96,7 @@ func (m *Manager) newFamily(now int64, scope key.Scope) ([]store.Key, error) {
 		return nil, err
 	}
 	root := store.Key{ID: id, Kind: key.KEK, Scope: scope}
-	if err := m.firstVersion(&root, kek, m.ik.Parent(), "", now, rootKeyPeriod); err != nil {
+	if err := m.firstVersion(&root, kek, m.ik.Parent(), "", now, m.rootPolicy); err != nil {
 		return nil, err
 	}
 	keys := []store.Key{root}
@@ -154,7 +153,7 @@ func (m *Manager) newDataKey(root *store.Key, parentID key.ID, parent *seal.Pare
 	}
 	defer dek.Close()
 	data := store.Key{ID: id, Kind: key.DEK, RootKeyID: root.ID, Purpose: p.purpose}
-	if err := m.firstVersion(&data, dek, parent, parentID, now, dataKeyPeriod); err != nil {
+	if err := m.firstVersion(&data, dek, parent, parentID, now, p.policy); err != nil {
 		return store.Key{}, err
 	}
 	return data, nil
@@ -162,7 +161,7 @@ func (m *Manager) newDataKey(root *store.Key, parentID key.ID, parent *seal.Pare
 
 // firstVersion gives k its version 1, wrapped and active, and its manifest.
 func (m *Manager) firstVersion(
-	k *store.Key, opened *seal.Key, parent *seal.Parent, parentID key.ID, now int64, period time.Duration,
+	k *store.Key, opened *seal.Key, parent *seal.Parent, parentID key.ID, now int64, policy store.Manifest,
 ) error {
 	v, err := newVersion(opened, parent, parentID, 1, now)
 	if err != nil {
@@ -171,7 +170,8 @@ func (m *Manager) firstVersion(
 	v.State = key.Active
 	ikKID := m.ik.KID()
 	k.Versions = []store.Version{v}
-	k.Manifest = store.Manifest{Seq: 1, Head: 1, RotateEvery: uint64(period / time.Second), IKKID: ikKID[:]}
+	k.Manifest = policy
+	k.Seq, k.Head, k.IKKID = 1, 1, ikKID[:]
 	k.RotateAt = due(k)
 	return m.sign(k)
 }

@@ -15,21 +15,28 @@ import (
 // bytes longer than the plaintext. It belongs to the caller; plaintext may be nil, and is not kept.
 //
 // It takes no round trip where the key was used before, one where it was not, and one besides for all calls within 5 s;
-// see [Config.Strict]. Errors: [ErrNotFound] for an unknown scope or purpose; [ErrPurpose]; [ErrTooLarge];
-// [ErrRolledBack]; [*IntegrityError]; [ErrUnavailable].
+// see [Config.Strict].
+//
+// Errors: [ErrNotFound] for an unknown scope or purpose; [ErrPurpose]; [ErrTooLarge]; [*InvalidError] for a malformed
+// name; [ErrUsedUp] if the key's policy limits its messages, and there are none left; [ErrRolledBack];
+// [*IntegrityError]; [ErrUnavailable] if the database is away and what is at hand does not do without it. That comes
+// with [ErrStale] if the database has been away for [Config.SealFor], and with ErrUsedUp if only this process's part of
+// the messages is used up.
 func (m *Manager) Seal(ctx context.Context, ref key.Ref, plaintext []byte, aad AAD) ([]byte, error) {
-	_, sealed, err := m.seal(ctx, m.hot(), ref, plaintext, aad, (*seal.MessageKey).Seal)
+	_, sealed, err := m.seal(ctx, m.hot(seals), ref, plaintext, aad, (*seal.MessageKey).Seal)
 	return sealed, err
 }
 
 // SealDetached is [Manager.Seal] for ciphertext in a table: the key version's id comes by itself, for a column that
 // references kms_data_key_version(private_id), and the ciphertext is only 42 bytes longer than the plaintext.
 func (m *Manager) SealDetached(ctx context.Context, ref key.Ref, plaintext []byte, aad AAD) (key.ID, []byte, error) {
-	return m.seal(ctx, m.hot(), ref, plaintext, aad, (*seal.MessageKey).SealDetached)
+	return m.seal(ctx, m.hot(seals), ref, plaintext, aad, (*seal.MessageKey).SealDetached)
 }
 
 // SealTx is [Manager.Seal] with the keys that the application's transaction sees, which it may have made itself. What
-// it sealed with a key that is rolled back opens nowhere.
+// it sealed with a key that is rolled back opens nowhere. It reads its key each time, so there is no [ErrStale] and no
+// [ErrRolledBack]. Of a key with a limit it takes a message that this process has, which counts in any case, or else
+// one in the transaction. After [ErrUnavailable] and [ErrUnknownOutcome] that has to be rolled back.
 func (m *Manager) SealTx(ctx context.Context, tx store.Tx, ref key.Ref, plaintext []byte, aad AAD) ([]byte, error) {
 	_, sealed, err := m.seal(ctx, m.inside(tx), ref, plaintext, aad, (*seal.MessageKey).Seal)
 	return sealed, err
@@ -45,6 +52,16 @@ type sealFunc func(k *seal.MessageKey, dst, plaintext []byte, context string) ([
 func (m *Manager) seal(
 	ctx context.Context, r reader, ref key.Ref, plaintext []byte, aad AAD, do sealFunc,
 ) (key.ID, []byte, error) {
+	id, sealed, err := m.trySeal(ctx, r, ref, plaintext, aad, do)
+	if err != nil {
+		m.telemetry.refused(ctx, "seal", ref.Purpose, err)
+	}
+	return id, sealed, err
+}
+
+func (m *Manager) trySeal(
+	ctx context.Context, r reader, ref key.Ref, plaintext []byte, aad AAD, do sealFunc,
+) (key.ID, []byte, error) {
 	text, err := aad.value()
 	if err != nil {
 		return "", nil, err
@@ -57,19 +74,11 @@ func (m *Manager) seal(
 		return "", nil, err
 	}
 	defer end()
-	fam, _, err := r.dataKey(ctx, ref)
+	fam, head, err := r.sealingKey(ctx, ref)
 	if err != nil {
 		return "", nil, err
 	}
-	data := &fam.Data[0]
-	if err := fam.notOlder(); err != nil {
-		return "", nil, err
-	}
-	if err := r.timely(&fam.Family, data); err != nil {
-		return "", nil, err
-	}
-	head, _ := headOf(data) // its being there and active was checked with the manifest
-	k, err := r.messages(&fam.Family, data, head)
+	k, err := r.messages(&fam.Family, &fam.Data[0], head)
 	if err != nil {
 		return "", nil, err
 	}
@@ -81,27 +90,63 @@ func (m *Manager) seal(
 	return head.ID, sealed, nil
 }
 
+// sealingKey reads the data key that seals, and its head, which may seal one message more. Where it may not, because it
+// has sealed all that its policy allows, the database is asked once whether there is another head by now; not where it
+// was found away just then.
+func (r reader) sealingKey(ctx context.Context, ref key.Ref) (family, *store.Version, error) {
+	fam, head, kept, err := r.sealingHead(ctx, ref)
+	if !kept || !errors.Is(err, ErrUsedUp) || errors.Is(err, ErrUnavailable) {
+		return fam, head, err
+	}
+	if err := r.m.epochs.renew(ctx); err != nil {
+		return fam, head, err
+	}
+	fam, head, _, err = r.sealingHead(ctx, ref)
+	return fam, head, err
+}
+
+func (r reader) sealingHead(ctx context.Context, ref key.Ref) (fam family, head *store.Version, kept bool, err error) {
+	if fam, kept, err = r.dataKey(ctx, ref); err != nil {
+		return fam, nil, kept, err
+	}
+	data := &fam.Data[0]
+	head, _ = headOf(data) // its being there and active was checked with the manifest
+	if err := fam.notOlder(); err != nil {
+		return fam, head, kept, err
+	}
+	if err := r.timely(&fam.Family, data); err != nil {
+		return fam, head, kept, err
+	}
+	return fam, head, kept, r.spend(ctx, data, head)
+}
+
 // Open decrypts what [Manager.Seal] made with any version of ref's key, given the same aad. The result belongs to the
 // caller.
 //
-// It takes the round trips of Seal; two, and 100 ms at most, where the version is one that m has not seen yet. Errors:
-// [ErrOpen] if it does not open here, for whatever reason; [ErrDisabled] if its key
-// version is disabled or destroyed; [ErrNotFound] for an unknown scope or purpose; [*IntegrityError]; [ErrUnavailable].
+// It takes the round trips of Seal; two, and 100 ms at most, where the version is one that m has not seen yet.
+//
+// Errors: [ErrOpen] if it does not open here, for whatever reason; [ErrDisabled] if its key version is disabled or
+// destroyed; [ErrNotFound] for an unknown scope or purpose; [*InvalidError] for a malformed name; [ErrPurpose];
+// [*IntegrityError]; [ErrUnavailable] if the database is away and what is at hand does not do without it, with
+// [ErrStale] if it has been away for [Config.OpenFor]. A key that has sealed all that it may, or that was rolled back,
+// opens.
 func (m *Manager) Open(ctx context.Context, ref key.Ref, ciphertext []byte, aad AAD) ([]byte, error) {
-	return m.openAttached(ctx, m.hot(), ref, ciphertext, aad)
+	return m.openAttached(ctx, m.hot(opens), ref, ciphertext, aad)
 }
 
-// OpenTx is [Manager.Open] with the keys that the application's transaction sees.
+// OpenTx is [Manager.Open] with the keys that the application's transaction sees. It reads them each time, so there is
+// no [ErrStale]. After [ErrUnavailable] the transaction has to be rolled back.
 func (m *Manager) OpenTx(ctx context.Context, tx store.Tx, ref key.Ref, ciphertext []byte, aad AAD) ([]byte, error) {
 	return m.openAttached(ctx, m.inside(tx), ref, ciphertext, aad)
 }
 
 // OpenDetached is [Manager.Open] for what [Manager.SealDetached] made; id is the key version's id that came with it.
 func (m *Manager) OpenDetached(ctx context.Context, ref key.Ref, id key.ID, ciphertext []byte, aad AAD) ([]byte, error) {
-	return m.openDetached(ctx, m.hot(), ref, id, ciphertext, aad)
+	return m.openDetached(ctx, m.hot(opens), ref, id, ciphertext, aad)
 }
 
-// OpenDetachedTx is [Manager.OpenDetached] with the keys that the application's transaction sees.
+// OpenDetachedTx is [Manager.OpenDetached] with the keys that the application's transaction sees; see
+// [Manager.OpenTx].
 func (m *Manager) OpenDetachedTx(
 	ctx context.Context, tx store.Tx, ref key.Ref, id key.ID, ciphertext []byte, aad AAD,
 ) ([]byte, error) {
@@ -109,8 +154,17 @@ func (m *Manager) OpenDetachedTx(
 }
 
 // OpenAny is [Manager.Open] where the ciphertext is to say whose it is: it returns the plaintext with the reference of
-// its key. A caller who expects a certain scope should use Open, which refuses another's.
+// its key. A caller who expects a certain scope should use Open, which refuses another's. The errors are those of Open,
+// but [ErrNotFound]: what no key here sealed is [ErrOpen].
 func (m *Manager) OpenAny(ctx context.Context, ciphertext []byte, aad AAD) ([]byte, key.Ref, error) {
+	plaintext, ref, err := m.tryOpenAny(ctx, ciphertext, aad)
+	if err != nil {
+		m.telemetry.refused(ctx, "open", "", err)
+	}
+	return plaintext, ref, err
+}
+
+func (m *Manager) tryOpenAny(ctx context.Context, ciphertext []byte, aad AAD) ([]byte, key.Ref, error) {
 	msg, err := attached(ciphertext)
 	if err != nil {
 		return nil, key.Ref{}, err
@@ -124,7 +178,7 @@ func (m *Manager) OpenAny(ctx context.Context, ciphertext []byte, aad AAD) ([]by
 		return nil, key.Ref{}, err
 	}
 	defer end()
-	r := m.hot()
+	r := m.hot(opens)
 	fam, v, err := r.keyOfOpening(ctx, key.VersionID(key.DEK, msg.KID))
 	if errors.Is(err, store.ErrNotFound) {
 		err = ErrOpen
@@ -144,6 +198,7 @@ type openFunc func(k *seal.MessageKey, dst, ciphertext []byte, context string) (
 func (m *Manager) openAttached(ctx context.Context, r reader, ref key.Ref, ciphertext []byte, aad AAD) ([]byte, error) {
 	msg, err := attached(ciphertext)
 	if err != nil {
+		m.telemetry.refused(ctx, "open", "", err)
 		return nil, err
 	}
 	return m.open(ctx, r, ref, key.VersionID(key.DEK, msg.KID), ciphertext, aad, (*seal.MessageKey).Open)
@@ -152,11 +207,13 @@ func (m *Manager) openAttached(ctx context.Context, r reader, ref key.Ref, ciphe
 func (m *Manager) openDetached(
 	ctx context.Context, r reader, ref key.Ref, id key.ID, ciphertext []byte, aad AAD,
 ) ([]byte, error) {
-	if err := id.Validate(); err != nil {
-		return nil, err
+	err := id.Validate()
+	if msg, wrong := envelope.ParseMessage(ciphertext); err == nil && (wrong != nil || msg.Attached) {
+		err = fmt.Errorf("%w: it is not a detached keyhold message", ErrOpen)
 	}
-	if msg, err := envelope.ParseMessage(ciphertext); err != nil || msg.Attached {
-		return nil, fmt.Errorf("%w: it is not a detached keyhold message", ErrOpen)
+	if err != nil {
+		m.telemetry.refused(ctx, "open", "", err)
+		return nil, err
 	}
 	return m.open(ctx, r, ref, id, ciphertext, aad, (*seal.MessageKey).OpenDetached)
 }
@@ -170,6 +227,16 @@ func attached(ciphertext []byte) (envelope.Message, error) {
 }
 
 func (m *Manager) open(
+	ctx context.Context, r reader, ref key.Ref, id key.ID, ciphertext []byte, aad AAD, do openFunc,
+) ([]byte, error) {
+	plaintext, err := m.tryOpen(ctx, r, ref, id, ciphertext, aad, do)
+	if err != nil {
+		m.telemetry.refused(ctx, "open", ref.Purpose, err)
+	}
+	return plaintext, err
+}
+
+func (m *Manager) tryOpen(
 	ctx context.Context, r reader, ref key.Ref, id key.ID, ciphertext []byte, aad AAD, do openFunc,
 ) ([]byte, error) {
 	text, err := aad.value()
@@ -228,14 +295,14 @@ func opening(data *store.Key, id key.ID) (*store.Version, error) {
 // sees the column sees which rows are equal and how often.
 //
 // After a rotation of the key new results differ from old ones; search for both until the column is written anew. It
-// takes the round trips of [Manager.Seal].
+// takes the round trips of [Manager.Seal], and has the errors of [Manager.Open], but [ErrOpen], and [ErrRolledBack].
 func (m *Manager) BlindIndex(ctx context.Context, ref key.Ref, name string, value []byte, size int) ([]byte, error) {
 	ctx, end, err := m.begin(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer end()
-	r := m.hot()
+	r := m.hot(opens)
 	fam, _, err := r.dataKey(ctx, ref)
 	if err != nil {
 		return nil, err

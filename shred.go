@@ -42,18 +42,17 @@ func (m *Manager) shred(ctx context.Context, read func() reader, scope key.Scope
 	}
 	defer end()
 	r := read()
-	defer m.epochs.changed()
-	for unknown := false; ; {
+	defer m.changed("", scope)
+	for {
 		done, err := r.q.Shred(ctx, r.inst(), scope)
 		switch {
-		case unknown && errors.Is(err, store.ErrNotFound):
+		case r.unknown && errors.Is(err, store.ErrNotFound):
 			return done, nil // it was done before, and its answer lost
 		case !errors.Is(err, store.ErrUnknownOutcome) || r.tx:
-			return done, err
+			return done, r.known(err)
 		}
-		unknown = true
-		if ctx.Err() != nil {
-			return done, fmt.Errorf("shred scope %q: %w", scope, context.Cause(ctx))
+		if err := again(ctx, &r, err); err != nil {
+			return done, fmt.Errorf("shred scope %q: %w", scope, err)
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/store"
@@ -28,6 +29,10 @@ func (m *Manager) Enable(ctx context.Context, id key.ID) error {
 
 // Destroy deletes a disabled version for ever, and with it all that it sealed. What is left is a tombstone: its number,
 // id and commitment. Destroying a destroyed version does nothing.
+//
+// It has to have been disabled for [Config.Grace], by the database's clock; else the error is [ErrState]. An
+// [*UnseenError] names the instances that live and may not have seen the key's last change; [Manager.AwaitInstances]
+// waits for them.
 //
 // An [*InUseError] says which rows of the application's still have its id, by a foreign key, whatever that does on
 // delete, or in a column that was registered ([Manager.Register]); or which data keys a root key's version wraps.
@@ -63,11 +68,26 @@ func (m *Manager) changeVersion(ctx context.Context, read func() reader, id key.
 		if err == nil {
 			return nil
 		}
-		if err := r.again(ctx, err); err != nil {
+		if err := again(ctx, &r, err); err != nil {
 			return fmt.Errorf("%s key version %s: %w", doing, id, err)
 		}
 	}
 }
+
+// destroyable says why v cannot be destroyed yet: it was not disabled long enough, or an instance may still use it.
+func (r reader) destroyable(ctx context.Context, fam *store.Family, k *store.Key, v *store.Version) error {
+	if left := time.Unix(v.Disabled, 0).Add(r.m.grace).Sub(time.Unix(fam.Now, 0)); r.m.grace > 0 && left > 0 {
+		return fmt.Errorf("%w: it has been disabled since %s, and has to be for another %v (Config.Grace)",
+			ErrState, time.Unix(v.Disabled, 0).UTC().Format(time.RFC3339), left)
+	}
+	roll, err := r.q.Roll(ctx)
+	if err != nil {
+		return err
+	}
+	return r.m.unseen(roll, bucketOf(rootOf(k))|bucketOf(k.ID), roll.Epochs)
+}
+
+func bucketOf(id key.ID) store.BucketSet { return 1 << store.Bucket(id) }
 
 // errDone is that there is nothing to change.
 var errDone = errors.New("it is that way already")
@@ -94,6 +114,11 @@ func (r reader) tryChange(ctx context.Context, id key.ID, change change) error {
 	}
 	if err != nil {
 		return err
+	}
+	if len(u.Destroy) > 0 {
+		if err := r.destroyable(ctx, &fam.Family, k, v); err != nil {
+			return err
+		}
 	}
 	return r.update(ctx, k, &changed, u)
 }

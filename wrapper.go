@@ -37,8 +37,9 @@ type keyWrapper struct {
 // With an empty purpose it is the root key of the scope, to wrap keys of the application's own, and not for data: data
 // has data keys, whose versions can be referenced, and which do not cost a query and an unwrapping at every call.
 //
-// Encrypt and Decrypt return the errors of [Manager.Seal] and [Manager.Open]. It takes the round trips of Seal,
-// to check that there is such a key.
+// Encrypt and Decrypt return the errors of [Manager.Seal] and [Manager.Open], [ErrUsedUp] and [ErrStale] among them,
+// which a root key never has: it is read at every call. Wrapper takes the round trips of Seal, to check that there is
+// such a key: its errors are those of Open, but [ErrOpen], and [ErrRolledBack].
 func (m *Manager) Wrapper(ctx context.Context, ref key.Ref) (wrapping.Wrapper, error) {
 	w := &keyWrapper{m: m, ref: ref}
 	if _, err := w.KeyId(ctx); err != nil {
@@ -59,7 +60,7 @@ func (m *Manager) VersionWrapper(ctx context.Context, ref key.Ref, id key.ID) (w
 		return nil, err
 	}
 	defer end()
-	_, v, err := m.hot().keyWith(ctx, ref, id)
+	_, v, err := m.hot(opens).keyWith(ctx, ref, id)
 	switch {
 	case errors.Is(err, ErrOpen):
 		return nil, fmt.Errorf("%v has no version %s: %w", ref, id, ErrNotFound)
@@ -109,7 +110,7 @@ func (w *keyWrapper) KeyId(ctx context.Context) (string, error) { //nolint:reviv
 		return "", err
 	}
 	defer end()
-	_, head, err := w.m.hot().keyWith(ctx, w.ref, "")
+	_, head, err := w.m.hot(opens).keyWith(ctx, w.ref, "")
 	if err != nil {
 		return "", err
 	}
@@ -174,7 +175,14 @@ func (w *keyWrapper) Decrypt(ctx context.Context, blob *wrapping.BlobInfo, opts 
 
 // openImported opens what go-kms-wrapping's AES-GCM sealed, if id names a version that was imported; nothing else opens
 // it.
-func (m *Manager) openImported(ctx context.Context, ref key.Ref, id key.ID, ciphertext []byte, aad AAD) ([]byte, error) {
+func (m *Manager) openImported(
+	ctx context.Context, ref key.Ref, id key.ID, ciphertext []byte, aad AAD,
+) (_ []byte, err error) {
+	defer func() {
+		if err != nil {
+			m.telemetry.refused(ctx, "open", ref.Purpose, err)
+		}
+	}()
 	text, err := aad.value()
 	if err != nil {
 		return nil, err
@@ -184,7 +192,7 @@ func (m *Manager) openImported(ctx context.Context, ref key.Ref, id key.ID, ciph
 		return nil, err
 	}
 	defer end()
-	r := m.hot()
+	r := m.hot(opens)
 	fam, v, err := r.keyWith(ctx, ref, id)
 	if err != nil {
 		return nil, err
@@ -248,7 +256,14 @@ func (m *Manager) openUnderRoot(ctx context.Context, ref key.Ref, id key.ID, cip
 
 func (m *Manager) underRoot(
 	ctx context.Context, ref key.Ref, id key.ID, do func(*seal.MessageKey) ([]byte, error),
-) (key.ID, []byte, error) {
+) (_ key.ID, _ []byte, err error) {
+	defer func() {
+		if err != nil && id == "" {
+			m.telemetry.refused(ctx, "seal", "", err)
+		} else if err != nil {
+			m.telemetry.refused(ctx, "open", "", err)
+		}
+	}()
 	ctx, end, err := m.begin(ctx)
 	if err != nil {
 		return "", nil, err

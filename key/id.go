@@ -16,6 +16,7 @@ const (
 	PrefixDataKey        = "kdk_"
 	PrefixDataKeyVersion = "kdkv_"
 	PrefixRootSlot       = "kr_"
+	PrefixInstance       = "ki_"
 )
 
 // MaxIDLen is the longest id that is accepted, in bytes. Ids made here have at most 31; imported ones are kept as they
@@ -41,7 +42,7 @@ func ParseBase32(s string) ([]byte, bool) {
 	return b, true
 }
 
-// NewID returns the id of a root key, data key or root slot made from 16 random bytes.
+// NewID returns the id of a root key, data key, root slot or instance made from 16 random bytes.
 func NewID(prefix string, random [16]byte) ID { return ID(prefix + Base32(random[:])) }
 
 // VersionID returns the id of the version of a root key ([KEK]) or data key ([DEK]) with the given kid.

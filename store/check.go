@@ -266,6 +266,9 @@ func (c *checker) version(subject string, v *Version, kind key.Kind) {
 	if v.Created <= 0 {
 		c.add(subject, "it was made at %d", v.Created)
 	}
+	if v.Disabled < 0 || (v.Disabled != 0) != (v.State == key.Disabled) {
+		c.add(subject, "it is %v and was disabled at %d", v.State, v.Disabled)
+	}
 	// Sizes of docs/format.md, section 4: first byte, nonce and tag around a key of 32 bytes, or around 32 and 1 to
 	// 1024.
 	const around = 1 + 24 + 16

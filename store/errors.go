@@ -25,8 +25,8 @@ var (
 	// Nothing was changed, and trying again later may help.
 	ErrUnavailable = errors.New("database unavailable")
 
-	// ErrUnknownOutcome means that the database was lost while it answered to a commit: either everything was done or
-	// nothing. Read again.
+	// ErrUnknownOutcome means that the database was lost while it answered to a commit, or was waited for no longer:
+	// either everything was done or nothing. It is no [ErrUnavailable], whatever ended the wait. Read again.
 	ErrUnknownOutcome = errors.New("outcome of the commit unknown")
 )
 

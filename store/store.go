@@ -18,6 +18,7 @@ package store
 import (
 	"context"
 	"fmt"
+	"math"
 	"strings"
 
 	"keyhold.example/keyhold/key"
@@ -30,6 +31,7 @@ const SchemaVersion = 1
 // concurrent use by any number of goroutines and processes.
 type Store interface {
 	Queries
+	Fleet
 
 	// Epochs reads what tells whether keys that were read earlier may have changed since. [ErrNotFound] if there is no
 	// installation.
@@ -123,10 +125,10 @@ type Queries interface {
 	Create(ctx context.Context, inst [16]byte, keys []Key) (int, error)
 
 	// Update changes one key, all or nothing. [ErrConflict] if the key's sequence number is not u.From, if the key is
-	// not there, if u.Inst is not the installation, or if the root key version that wraps an added version is disabled.
-	// An [*InUseError] if anything that References names has the id of a version that was to be destroyed, or of a root
-	// key's that was to be disabled, whatever a foreign key would do on delete. A row that is inserted meanwhile is
-	// seen, or refused by its foreign key.
+	// not there, if u.Inst is not the installation, if u.Lease is a lease that is not held (see [Lease]), or if the
+	// root key version that wraps an added version is disabled. An [*InUseError] if anything that References names has
+	// the id of a version that was to be destroyed, or of a root key's that was to be disabled, whatever a foreign key
+	// would do on delete. A row that is inserted meanwhile is seen, or refused by its foreign key.
 	Update(ctx context.Context, u Update) error
 
 	// Shred deletes the root key of a scope, with its data keys and all versions, each of which leaves a tombstone.
@@ -141,10 +143,22 @@ type Queries interface {
 	// cannot be found in it any more.
 	References(ctx context.Context, id key.ID) ([]Reference, error)
 
+	// Take takes n messages of what a data key version may seal, or what is left of them, and returns how many: 0 if
+	// none is left. At most max are ever given out, however many instances take. From four fifths of max on, Due lists
+	// the key as [Used], while the version is its head. Where it gives nothing, it writes nothing, but for the key's
+	// becoming due by that, or not being so any more. [ErrNotFound] if there is no such version; it is an error if max
+	// is 0, or either more than 2^63-1. Inside a transaction, others that take of the version wait until that ends, and
+	// so does who deletes the version or its scope.
+	Take(ctx context.Context, id key.ID, n, max uint64) (uint64, error)
+
+	// Roll lists the instances that are registered, and reads the epochs.
+	Roll(ctx context.Context) (Roll, error)
+
 	// Rewrap replaces wrapped keys by others of the same keys, each only where the stored one is still the old one,
 	// and says how many it replaced. It leaves out versions that are not there, and does nothing unless inst is the
-	// installation's. [ErrConflict] if a root key version that is to wrap is disabled; nothing is replaced then.
-	Rewrap(ctx context.Context, inst [16]byte, rows []Rewrap) (int, error)
+	// installation's, and, if under is a lease, that is held (see [Lease]). [ErrConflict] if a root key version that is
+	// to wrap is disabled; nothing is replaced then.
+	Rewrap(ctx context.Context, inst [16]byte, rows []Rewrap, under *Lease) (int, error)
 }
 
 // Installation is the row of the installation and its slots.
@@ -207,6 +221,18 @@ type Epochs struct {
 	Keys [Buckets]uint64
 }
 
+// Of is what the epochs of the given keys' buckets add up to, each bucket counted once.
+func (e *Epochs) Of(ids ...key.ID) (sum uint64) {
+	var counted [Buckets]bool
+	for _, id := range ids {
+		if b := Bucket(id); !counted[b] {
+			counted[b] = true
+			sum = (sum + e.Keys[b]) % math.MaxInt64
+		}
+	}
+	return sum
+}
+
 // Bucket is the index in [Epochs.Keys] of the key with the given id: the first character after the prefix of four, as
 // a digit; 0 if it is none.
 func Bucket(id key.ID) int {
@@ -266,6 +292,9 @@ type Version struct {
 	Parent  key.ID // of a data key's version: the root key version that wraps it
 	IKKID   []byte // of a root key's version: 16 bytes, the installation key that wraps it
 	Created int64  // as authenticated with Blob
+
+	// Disabled is since when it is disabled, 0 if it is not; set by the store, and not authenticated.
+	Disabled int64
 }
 
 // Tombstone is what is kept of a destroyed version. Lists of them are ascending by number.
@@ -279,9 +308,11 @@ type Tombstone struct {
 
 // Family is a root key with some of its data keys, read in one statement.
 type Family struct {
-	Now  int64 // the database's clock
-	Root Key
-	Data []Key
+	Now int64 // the database's clock
+	// Epoch is [Epochs.Of] the keys that were read, as the statement saw it. [Store.Families] does not set it.
+	Epoch uint64
+	Root  Key
+	Data  []Key
 }
 
 // Update moves one key from manifest From to the next. States, Destroy and Add name each version at most once; the
@@ -293,6 +324,7 @@ type Update struct {
 	From     uint64   // the sequence number that has to be stored now
 	Manifest Manifest // the new one, its Seq greater than From
 	RotateAt int64
+	Lease    *Lease        // under which it is done; nil if under none
 	Add      *Version      // a new version, pending
 	States   []StateChange // what becomes of versions that are there
 	Destroy  []key.Version // versions that become tombstones: pending or disabled ones

@@ -6,7 +6,7 @@
 
 grant select on
     kms_schema_version, kms_installation, kms_root_slot, kms_root_key, kms_root_key_version, kms_data_key,
-    kms_data_key_version, kms_tombstone, kms_epoch, kms_purpose, kms_reference
+    kms_data_key_version, kms_tombstone, kms_epoch, kms_purpose, kms_reference, kms_instance, kms_lease, kms_usage
 to kms_application;
 
 -- New keys and versions. Nobody fills in what the database counts.
@@ -20,6 +20,16 @@ grant insert (purpose, alg) on kms_purpose to kms_application;
 -- there is refused, and a manifest names those of its key: one that somebody made up is found.)
 grant insert (bucket, n) on kms_epoch to kms_application;
 grant insert (key_id, version, private_id, kind, alg, commitment) on kms_tombstone to kms_application;
+
+-- Processes say that they live, divide the work, and take what a version may seal. What was taken of a version is deleted
+-- with it, by a trigger.
+grant insert, update (name, seen, life, signed), delete on kms_instance to kms_application;
+grant insert, update (owner, fence, until) on kms_lease to kms_application;
+grant insert, update (taken, used_at), delete on kms_usage to kms_application;
+
+-- Tidying adds up what says that something changed. (Whoever puts something else there, or deletes it, can keep the other
+-- processes from seeing a change until their keys are too old to be used.)
+grant update (n), delete on kms_epoch to kms_application;
 
 -- Rotation moves the head and the manifest over it, and changes the states of versions. What identifies a row, and its
 -- scope, is not among the columns.

@@ -68,9 +68,19 @@ func CloseAll(keys []*MessageKey) {
 }
 
 // Forget drops what m keeps between calls, for a key that is no longer kept itself and that calls may still be using.
-func (m *MessageKey) Forget() {
-	m.sealing.Store(nil)
-	subkeys.drop(func(owner *MessageKey) bool { return owner == m })
+func (m *MessageKey) Forget() { ForgetAll([]*MessageKey{m}) }
+
+// ForgetAll forgets many keys at the cost of one.
+func ForgetAll(keys []*MessageKey) {
+	if len(keys) == 0 {
+		return
+	}
+	gone := make(map[*MessageKey]bool, len(keys))
+	for _, m := range keys {
+		m.sealing.Store(nil)
+		gone[m] = true
+	}
+	subkeys.drop(func(owner *MessageKey) bool { return gone[owner] })
 }
 
 // Seal appends a message in the attached form to dst, which is 58 bytes more than the plaintext, and returns the longer

@@ -54,6 +54,14 @@ func (s *Store) Fail(n int, mode Mode) {
 	s.plan.at, s.plan.mode = len(s.plan.log)+n, mode
 }
 
+// Away lets every call fail before it begins, however many come at once, until it is told otherwise: the database is
+// away. What [Store.Fail] said waits until then.
+func (s *Store) Away(away bool) {
+	s.plan.mu.Lock()
+	defer s.plan.mu.Unlock()
+	s.plan.away = away
+}
+
 // Disarm lets no call fail until the next Fail.
 func (s *Store) Disarm() {
 	s.plan.mu.Lock()
@@ -163,6 +171,7 @@ func (s *Store) Close() error { return s.s.Close() }
 // plan is what a store and its transactions share.
 type plan struct {
 	mu    sync.Mutex
+	away  bool
 	armed bool
 	fired bool
 	at    int // the call that fails, as an index of log
@@ -181,6 +190,11 @@ func (p *plan) next(call string) (mode Mode, fails bool) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.away {
+		p.log = append(p.log, call)
+		p.at++
+		return Before, true
+	}
 	fails = p.armed && len(p.log) == p.at
 	p.log = append(p.log, call)
 	if fails {
@@ -267,6 +281,6 @@ func (q queries) Shred(ctx context.Context, inst [16]byte, scope key.Scope) (sto
 	return do(q, "Shred", writes, func() (store.Shredded, error) { return q.q.Shred(ctx, inst, scope) })
 }
 
-func (q queries) Rewrap(ctx context.Context, inst [16]byte, rows []store.Rewrap) (int, error) {
-	return do(q, "Rewrap", writes, func() (int, error) { return q.q.Rewrap(ctx, inst, rows) })
+func (q queries) Rewrap(ctx context.Context, inst [16]byte, rows []store.Rewrap, under *store.Lease) (int, error) {
+	return do(q, "Rewrap", writes, func() (int, error) { return q.q.Rewrap(ctx, inst, rows, under) })
 }

@@ -92,6 +92,17 @@ var calls = []call{
 		_, err := s.Scopes(ctx, "", 1)
 		return err
 	}, nil},
+	{"Roll", false, func(ctx context.Context, s store.Queries, _ fixture) error {
+		_, err := s.Roll(ctx)
+		return err
+	}, nil},
+	{"Take", true, func(ctx context.Context, s store.Queries, f fixture) error {
+		_, err := s.Take(ctx, f.keys[1].Versions[0].ID, 4, 5)
+		return err
+	}, func(ctx context.Context, s store.Queries, f fixture) bool {
+		n, err := s.Take(ctx, f.keys[1].Versions[0].ID, 5, 5)
+		return err == nil && n == 1
+	}},
 	{"Create", true, func(ctx context.Context, s store.Queries, f fixture) error {
 		_, err := s.Create(ctx, f.m.Inst(), f.m.Scope("b"))
 		return err
@@ -107,7 +118,7 @@ var calls = []call{
 	}},
 	{"Rewrap", true, func(ctx context.Context, s store.Queries, f fixture) error {
 		r := f.m.Rewrap(&f.keys[0].Versions[0], "")
-		_, err := s.Rewrap(ctx, f.m.Inst(), []store.Rewrap{r})
+		_, err := s.Rewrap(ctx, f.m.Inst(), []store.Rewrap{r}, nil)
 		return err
 	}, func(ctx context.Context, s store.Queries, f fixture) bool {
 		a, err := s.Scope(ctx, "a")
@@ -172,6 +183,35 @@ func TestWholeStoreCallsFailToo(t *testing.T) {
 			_, err := s.Integrity(ctx)
 			return err
 		}, store.ErrUnavailable},
+		"Sign": {func(s store.Store, m *storetest.Maker) error {
+			_, err := s.Sign(ctx, m.Instance())
+			return err
+		}, store.ErrUnknownOutcome},
+		"Leave": {func(s store.Store, _ *storetest.Maker) error { return s.Leave(ctx, "ki_a") }, store.ErrUnknownOutcome},
+		"Due": {func(s store.Store, _ *storetest.Maker) error {
+			_, err := s.Due(ctx, store.AllBuckets, store.Due{}, 1)
+			return err
+		}, store.ErrUnavailable},
+		"Upcoming": {func(s store.Store, _ *storetest.Maker) error {
+			_, _, err := s.Upcoming(ctx)
+			return err
+		}, store.ErrUnavailable},
+		"Lagging": {func(s store.Store, _ *storetest.Maker) error {
+			_, _, err := s.Lagging(ctx, "", 1)
+			return err
+		}, store.ErrUnavailable},
+		"Lease": {func(s store.Store, _ *storetest.Maker) error {
+			l, ok, err := s.Lease(ctx, "sweep", "one", 1)
+			if ok || l != (store.Lease{}) {
+				t.Errorf("Lease gave %+v with %v", l, err)
+			}
+			return err
+		}, store.ErrUnknownOutcome},
+		"Release": {func(s store.Store, _ *storetest.Maker) error { return s.Release(ctx, store.Lease{}) }, store.ErrUnknownOutcome},
+		"Tidy": {func(s store.Store, _ *storetest.Maker) error {
+			_, err := s.Tidy(ctx)
+			return err
+		}, store.ErrUnknownOutcome},
 	} {
 		s := faultstore.New(memstore.New())
 		s.Fail(0, faultstore.Before)
@@ -274,5 +314,29 @@ func TestOfConcurrentCallsJustOneFails(t *testing.T) {
 	}
 	if failed != 1 || f.faults.Calls() != 32 {
 		t.Errorf("%d of %d calls failed, want 1 of 32", failed, f.faults.Calls())
+	}
+}
+
+func TestWhileItIsAwayEveryCallFails(t *testing.T) {
+	f := newFixture(t)
+	f.faults.Fail(1, faultstore.After)
+	f.faults.Away(true)
+	var wg sync.WaitGroup
+	for range 32 {
+		wg.Go(func() {
+			if _, err := f.faults.Scopes(t.Context(), "", 1); !errors.Is(err, store.ErrUnavailable) {
+				t.Errorf("Scopes: %v; want %v", err, store.ErrUnavailable)
+			}
+		})
+	}
+	wg.Wait()
+	f.faults.Away(false)
+	for i, want := range []error{nil, store.ErrUnavailable, nil} {
+		if _, err := f.faults.Scopes(t.Context(), "", 1); !errors.Is(err, want) {
+			t.Errorf("call %d after that: %v; want %v", i, err, want)
+		}
+	}
+	if f.faults.Calls() != 35 {
+		t.Errorf("%d calls, want 35", f.faults.Calls())
 	}
 }

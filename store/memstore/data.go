@@ -45,6 +45,7 @@ func (s *Store) Edit(f func(*Data)) {
 	next.schema, next.foreign, next.graves = data.Schema, data.Foreign, cloneTombstones(data.Graves)
 	next.tenants, next.referred = d.tenants, d.referred
 	next.epochs, next.purposes, next.columns = data.Epochs, d.purposes, d.columns
+	next.fleet = d.fleet
 	if data.Installation != nil {
 		in := cloneInstallation(data.Installation)
 		next.inst = &in

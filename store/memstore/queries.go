@@ -1,7 +1,6 @@
 package memstore
 
 import (
-	"bytes"
 	"context"
 	"slices"
 
@@ -41,10 +40,7 @@ func (s *Store) Epochs(ctx context.Context) (store.Epochs, error) {
 	if err != nil {
 		return store.Epochs{}, err
 	}
-	if d.inst == nil {
-		return store.Epochs{}, store.ErrNotFound
-	}
-	return store.Epochs{Inst: bytes.Clone(d.inst.Inst), Seq: d.inst.Seq, Keys: d.epochs}, nil
+	return d.allEpochs()
 }
 
 func (q queries) Key(ctx context.Context, ref key.Ref) (store.Family, error) {
@@ -96,6 +92,8 @@ func (d *state) family(now int64, root key.ID, data []key.ID) store.Family {
 	for _, id := range data {
 		f.Data = append(f.Data, cloneKey(d.keys[id]))
 	}
+	epochs := store.Epochs{Keys: d.epochs}
+	f.Epoch = epochs.Of(append([]key.ID{root}, data...)...)
 	return f
 }
 
@@ -129,9 +127,9 @@ func (q queries) Update(ctx context.Context, u store.Update) error {
 	return q.view.write(ctx, func(d *state) error { return d.update(u, q.view.now()) })
 }
 
-func (q queries) Rewrap(ctx context.Context, inst [16]byte, rows []store.Rewrap) (n int, err error) {
+func (q queries) Rewrap(ctx context.Context, inst [16]byte, rows []store.Rewrap, under *store.Lease) (n int, err error) {
 	err = q.view.write(ctx, func(d *state) error {
-		n, err = d.rewrap(inst, rows)
+		n, err = d.rewrap(inst, rows, under, q.view.now())
 		return err
 	})
 	if err != nil {

@@ -146,7 +146,9 @@ func (s *Store) Families(ctx context.Context, scopes []key.Scope) ([]store.Famil
 	var list []store.Family
 	for _, scope := range scopes {
 		if root := d.keys[d.scopes[scope]]; root != nil {
-			list = append(list, d.family(s.now(), root.ID, d.data[root.ID]))
+			f := d.family(s.now(), root.ID, d.data[root.ID])
+			f.Epoch = 0
+			list = append(list, f)
 		}
 	}
 	return list, nil

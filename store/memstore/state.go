@@ -30,6 +30,8 @@ type state struct {
 	referred map[key.ID]bool
 	purposes map[key.Purpose]store.Purpose
 	columns  map[store.Column]bool // that were registered
+
+	fleet
 }
 
 func newState() *state {
@@ -41,6 +43,11 @@ func newState() *state {
 		referred: map[key.ID]bool{},
 		purposes: map[key.Purpose]store.Purpose{},
 		columns:  map[store.Column]bool{},
+		fleet: fleet{
+			instances: map[key.ID]store.Instance{},
+			leases:    map[string]store.Lease{},
+			used:      map[key.ID]usage{},
+		},
 	}
 }
 
@@ -54,6 +61,7 @@ func (d *state) clone() *state {
 	c.tenants = maps.Clone(d.tenants)
 	c.referred = maps.Clone(d.referred)
 	c.purposes, c.columns = maps.Clone(d.purposes), maps.Clone(d.columns)
+	c.fleet = d.fleet.clone()
 	return &c
 }
 
@@ -118,6 +126,9 @@ func (d *state) create(inst [16]byte, keys []store.Key, now int64) (int, error) 
 		if d.leftOut(&k) {
 			continue
 		}
+		for j := range k.Versions {
+			k.Versions[j].Disabled = 0
+		}
 		for j := range k.Tombstones {
 			k.Tombstones[j].Destroyed = now
 		}
@@ -158,7 +169,7 @@ func (d *state) insert(k *store.Key) {
 
 func (d *state) update(u store.Update, now int64) error {
 	old := d.keys[u.KeyID]
-	if !d.is(u.Inst) || old == nil || old.Kind != u.Kind || old.Seq != u.From {
+	if !d.is(u.Inst) || old == nil || old.Kind != u.Kind || old.Seq != u.From || !d.holds(u.Lease, now) {
 		return store.ErrConflict
 	}
 	k := cloneKey(old)
@@ -195,7 +206,10 @@ func (d *state) apply(k *store.Key, u store.Update, now int64) error {
 			return fmt.Errorf("version %d cannot go from %v to %v", c.Number, c.From, c.To)
 		}
 		named[c.Number] = true
-		v.State = c.To
+		v.State, v.Disabled = c.To, 0
+		if c.To == key.Disabled {
+			v.Disabled = now
+		}
 	}
 	for _, n := range u.Destroy {
 		if named[n] {
@@ -208,6 +222,7 @@ func (d *state) apply(k *store.Key, u store.Update, now int64) error {
 	}
 	if u.Add != nil {
 		v := cloneVersion(*u.Add)
+		v.Disabled = 0
 		if v.State != key.Pending {
 			return fmt.Errorf("version %d is added as %v, not pending", v.Number, v.State)
 		}
@@ -240,6 +255,7 @@ func (d *state) destroy(k *store.Key, n key.Version, now int64) error {
 	}
 	k.Tombstones = append(k.Tombstones, tombstone(v, now))
 	slices.SortFunc(k.Tombstones, func(a, b store.Tombstone) int { return int(a.Number) - int(b.Number) })
+	delete(d.used, v.ID)
 	k.Versions = slices.DeleteFunc(k.Versions, func(v store.Version) bool { return v.Number == n })
 	return nil
 }
@@ -257,8 +273,8 @@ func (d *state) unused(v *store.Version) error {
 	return &store.InUseError{ID: v.ID, References: refs}
 }
 
-func (d *state) rewrap(inst [16]byte, rows []store.Rewrap) (int, error) {
-	if !d.is(inst) {
+func (d *state) rewrap(inst [16]byte, rows []store.Rewrap, under *store.Lease, now int64) (int, error) {
+	if !d.is(inst) || !d.holds(under, now) {
 		return 0, nil
 	}
 	n := 0
@@ -293,6 +309,7 @@ func (d *state) deleteScope(scope key.Scope, now int64) {
 		d.graves = append(d.graves, k.Tombstones...)
 		for i := range k.Versions {
 			d.graves = append(d.graves, tombstone(&k.Versions[i], now))
+			delete(d.used, k.Versions[i].ID)
 		}
 		delete(d.keys, id)
 		d.changed(id)

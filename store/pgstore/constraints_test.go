@@ -34,6 +34,10 @@ var (
 	rootKeyRow, rootVersionRow             = one.RootKey, one.RootVersion
 	dataKeyRow, dataVersionRow             = one.DataKey, one.DataVersion
 
+	instanceRow = row{"private_id": "'ki_x'", "name": "''", "seen": bytesOf(256), "life": "60", "since": "1", "signed": "1"}
+	leaseRow    = row{"name": "'x'", "owner": "'ki_x'", "fence": "7", "until": "1"}
+	usageRow    = row{"private_id": "'kdkv_a1'", "taken": "7", "used_at": "1"}
+
 	base = one.Base(`''`) // what every case begins with
 )
 
@@ -136,11 +140,40 @@ func installationBreaking() []breaking {
 			{"data_key_no_truncate", "truncate {prefix}_data_key cascade"},
 			{"data_key_version_no_truncate", "truncate {prefix}_data_key_version cascade"},
 
+			{"instance_pkey", insert("instance", instanceRow) + insert("instance", instanceRow)},
+			{"instance_immutable", insert("instance", instanceRow) + "update {prefix}_instance set private_id = 'ki_y'"},
+			{"instance_immutable", insert("instance", instanceRow) + "update {prefix}_instance set since = 2"},
+			{"instance_no_truncate", "truncate {prefix}_instance"},
+			{"lease_pkey", insert("lease", leaseRow) + insert("lease", leaseRow)},
+			{"lease_immutable", insert("lease", leaseRow) + "update {prefix}_lease set name = 'y'"},
+			{"lease_fence_grows", insert("lease", leaseRow) + "update {prefix}_lease set fence = 6"},
+			{"lease_fence_grows", insert("lease", leaseRow) + "update {prefix}_lease set owner = 'ki_y'"},
+			{"lease_kept", insert("lease", leaseRow) + "delete from {prefix}_lease"},
+			{"lease_no_truncate", "truncate {prefix}_lease"},
+			{"usage_pkey", insert("usage", usageRow) + insert("usage", usageRow)},
+			{"usage_immutable", insert("usage", usageRow) + "update {prefix}_usage set private_id = 'kdkv_a2'"},
+			{"usage_grows", insert("usage", usageRow) + "update {prefix}_usage set taken = 6"},
+			{"usage_kept", insert("usage", usageRow) + "delete from {prefix}_usage"},
+			{"usage_no_truncate", "truncate {prefix}_usage"},
+
 			{"epoch_pkey", "insert into {prefix}_epoch (id, bucket, n) values (1, 1, 1), (1, 1, 1)"},
 			{"epoch_bucket", "insert into {prefix}_epoch (bucket, n) values (32, 1)"},
 			{"epoch_bucket", "insert into {prefix}_epoch (bucket, n) values (-1, 1)"},
 			{"epoch_n", "insert into {prefix}_epoch (bucket, n) values (1, 0)"},
 		},
+		checks("instance", instanceRow, "private_id", "''", text(65), "'é'"),
+		checks("instance", instanceRow, "name", text(256), "repeat('é', 128)"),
+		checks("instance", instanceRow, "seen", bytesOf(255), bytesOf(257)),
+		checks("instance", instanceRow, "life", "-1"),
+		checks("instance", instanceRow, "since", "0"),
+		checks("instance", instanceRow, "signed", "0"),
+		checks("lease", leaseRow, "name", "''", text(65), "'é'"),
+		checks("lease", leaseRow, "owner", "''", text(65), "'é'"),
+		checks("lease", leaseRow, "fence", "0"),
+		checks("lease", leaseRow, "until", "-1"),
+		checks("usage", usageRow, "private_id", badID("kdkv_")...),
+		checks("usage", usageRow, "taken", "-1"),
+		checks("usage", usageRow, "used_at", "0"),
 		updates("root_slot", "immutable", "private_id", "'kr_y'", "number", "7",
 			"wrapper_type", "'y'", "wrapper_key_id", "'y'", "ik_kid", bytesOf(15), "created", "1"),
 		updates("installation", "immutable", "only_row", "2", "inst", bytesOf(15), "created", "1"),
@@ -234,6 +267,9 @@ func keyBreaking(key, version, keyID string, k, v row, a, va string) []breaking 
 			{version + "_state_change", setVersion("2", "state = 4")},
 			{version + "_state_change", setVersion("1", "state = 2")},
 			{version + "_state_change", setVersion("1", "state = 1")},
+			{version + "_disabled", insert(version, pending.With("disabled", "1"))},
+			{version + "_disabled", setVersion("1", "state = 4") + setVersion("1", "disabled = null")},
+			{version + "_disabled", setVersion("1", "state = 4") + setVersion("1", "disabled = 0")},
 			{version + "_destroyable", "delete from {prefix}_" + version + " where private_id = '" + va + "_a1'"},
 			{version + "_destroyable", "delete from {prefix}_" + version + " where private_id = '" + va + "_a2'"},
 		},
@@ -365,6 +401,24 @@ var effects = []struct{ name, sql, query, want string }{
 		"select string_agg(version::text, ',' order by ctid) from {prefix}_tombstone where key_id = 'kdk_a'", "1,2,3",
 	},
 	{
+		"data_key_version_bury", insert("usage", usageRow.With("private_id", "'kdkv_a3'")) + insert("usage", usageRow) +
+			"delete from {prefix}_data_key_version where private_id = 'kdkv_a3'",
+		"select string_agg(private_id, ',') from {prefix}_usage", "kdkv_a1",
+	},
+	{
+		"root_key_version_state_change", "update {prefix}_root_key_version set state = 4 where private_id = 'krkv_a1'",
+		"select abs(disabled - extract(epoch from now())) < 60 from {prefix}_root_key_version where private_id = 'krkv_a1'", "true",
+	},
+	{
+		"data_key_version_state_change", "update {prefix}_data_key_version set state = 4 where private_id = 'kdkv_a1'",
+		"select abs(disabled - extract(epoch from now())) < 60 from {prefix}_data_key_version where private_id = 'kdkv_a1'", "true",
+	},
+	{
+		"data_key_version_state_change", "update {prefix}_data_key_version set state = 4 where private_id = 'kdkv_a1'; " +
+			"update {prefix}_data_key_version set state = 3 where private_id = 'kdkv_a1'",
+		"select disabled is null from {prefix}_data_key_version where private_id = 'kdkv_a1'", "true",
+	},
+	{
 		"root_key_epoch_update", "update {prefix}_root_key set private_id = private_id, seq = 9 where private_id = 'krk_a'",
 		epochs, "10:1",
 	},
@@ -381,7 +435,7 @@ func TestTriggersLeaveTombstonesAndEpochs(t *testing.T) {
 			_, err := tx.Exec(t.Context(), rendered(s, e.sql))
 			must(t, err)
 			var got string
-			must(t, tx.QueryRow(t.Context(), rendered(s, e.query)).Scan(&got))
+			must(t, tx.QueryRow(t.Context(), "select ("+rendered(s, e.query)+")::text").Scan(&got))
 			if got != e.want {
 				t.Errorf("%s\nleft %s; want %s", e.sql, got, e.want)
 			}

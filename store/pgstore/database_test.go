@@ -26,11 +26,17 @@ type template struct {
 // prepare opens may be left.
 func newTemplate(t testing.TB, prepare func(dsn string)) *template {
 	t.Helper()
-	tmpl := &template{dsn: keyholdtest.Postgres(t)}
+	return newTemplateOf(t, keyholdtest.Postgres(t), keyholdtest.Postgres(t), prepare)
+}
+
+// newTemplateOf makes it of the first of two empty databases of a server.
+func newTemplateOf(t testing.TB, dsn, admin string, prepare func(dsn string)) *template {
+	t.Helper()
+	tmpl := &template{dsn: dsn}
 	prepare(tmpl.dsn)
 	ctx := context.WithoutCancel(t.Context())
 	var err error
-	tmpl.admin, err = pgxpool.New(ctx, keyholdtest.Postgres(t))
+	tmpl.admin, err = pgxpool.New(ctx, admin)
 	must(t, err)
 	t.Cleanup(tmpl.admin.Close)
 	version := 0

@@ -21,8 +21,45 @@ type dbError struct {
 	connect bool   // the connection was not made
 }
 
-func (e *dbError) Error() string { return e.err.Error() }
+func (e *dbError) Error() string { return oneLine(e.err.Error()) }
 func (e *dbError) Unwrap() error { return e.err }
+
+// attemptForm is what pgx says of an attempt to connect: perhaps who to what, the address, its host, what came of it.
+var attemptForm = regexp.MustCompile("^(failed to connect to `.*`: )?(\\S+) \\((\\S+)\\): (?:dial error: )?(.+)$")
+
+// oneLine is a driver's text on one line. Of a connection that was not made pgx has a line for each address, and for
+// each way to connect to it, all of which name the address, some of them twice.
+func oneLine(text string) string {
+	var said []string
+	last := ""
+	for line := range strings.Lines(text) {
+		if line = strings.TrimSpace(line); line == "" || slices.Contains(said, line) {
+			continue
+		}
+		said = append(said, line)
+	}
+	for i, line := range said {
+		m := attemptForm.FindStringSubmatch(line)
+		if m == nil {
+			continue
+		}
+		begin, address, host, reason := m[1], m[2], m[3], m[4]
+		who, named := address, strings.Contains(reason, address)
+		switch {
+		case !strings.Contains(address, host) && named:
+			who = host
+		case !strings.Contains(address, host):
+			who = host + " (" + address + ")"
+		}
+		if who == last || named && who == address {
+			said[i] = begin + reason
+		} else {
+			said[i] = begin + who + ": " + reason
+		}
+		last = who
+	}
+	return strings.ReplaceAll(strings.Join(said, "; "), ":; ", ": ")
+}
 
 // ErrSetting: the server does not know a setting of the address, or not its value. It comes with
 // [store.ErrUnavailable]. Which setting it is, it does not say: what the server repeats may be the end of a password
@@ -160,10 +197,10 @@ func worthRetrying(err error) bool {
 	return false
 }
 
-// refusedByCommit says whether the server answered that nothing was committed.
-func refusedByCommit(err error) bool {
-	state := stateOf(err)
-	return state != "" && state != "40003" && !isLost(err) && classify(err) != classDamaged && !strings.HasPrefix(state, "XX")
+// refused says whether the server answered, to a statement with which a transaction ends, that nothing was committed.
+func refused(err error) bool {
+	state, c := stateOf(err), classify(err)
+	return state != "" && state != "40003" && c != classLost && c != classDamaged && !strings.HasPrefix(state, "XX")
 }
 
 // ownReferences are the foreign keys that say that a caller broke a rule. The one from a version to its parent is

@@ -37,6 +37,10 @@ union all
 select 'version ' || v.root_key_version_id || ', which wraps version ' || v.private_id || ','
 from {schema}{prefix}_data_key_version v left join {schema}{prefix}_root_key_version p on p.private_id = v.root_key_version_id
 where p.private_id is null
+union all
+select 'version ' || u.private_id || ', of which messages were taken,'
+from {schema}{prefix}_usage u left join {schema}{prefix}_data_key_version v on v.private_id = u.private_id
+where v.private_id is null
 order by 1`)
 
 	// Each of these is refused by a trigger, which whoever owns the tables can turn off.
@@ -70,7 +74,8 @@ order by conname`)
 
 // ownTables are those with rules.
 var ownTables = []string{
-	"schema_version", "root_slot", "installation", "tombstone", "epoch", "purpose", "reference", "root_key", "root_key_version", "data_key", "data_key_version",
+	"schema_version", "root_slot", "installation", "tombstone", "epoch", "purpose", "reference", "instance", "lease",
+	"root_key", "root_key_version", "data_key", "data_key_version", "usage",
 }
 
 func (t *tables) ownTables() []string {

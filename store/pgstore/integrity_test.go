@@ -25,6 +25,10 @@ func TestIntegrityFindsWhatWasDoneByHand(t *testing.T) {
 		"a parent of another scope": {
 			off + "update kms_data_key_version set root_key_version_id = 'krkv_b1' where version = 1" + on, "version kdkv_a1 is wrapped under",
 		},
+		"a usage of nothing": {
+			off + "insert into kms_usage (private_id, taken) values ('kdkv_none', 1)" + on,
+			"version kdkv_none, of which messages were taken, is not there",
+		},
 		"a trigger that is off": {
 			"alter table kms_tombstone disable trigger kms_tombstone_kept", "trigger kms_tombstone_kept of table kms_tombstone is turned off",
 		},

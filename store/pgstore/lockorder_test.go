@@ -2,6 +2,7 @@ package pgstore
 
 import (
 	"errors"
+	"fmt"
 	"testing"
 
 	"keyhold.example/keyhold/key"
@@ -23,8 +24,15 @@ func TestWritesWaitForADeletionWithoutLockingWhatItNeeds(t *testing.T) {
 			return s.Update(t.Context(), m.Destroy(k, 1))
 		},
 		"rewrap": func(s *Store, m *storetest.Maker, k, root *store.Key) error {
-			n, err := s.Rewrap(t.Context(), m.Inst(), []store.Rewrap{m.Rewrap(&k.Versions[0], root.Versions[0].ID)})
+			n, err := s.Rewrap(t.Context(), m.Inst(), []store.Rewrap{m.Rewrap(&k.Versions[0], root.Versions[0].ID)}, nil)
 			if err == nil && n == 0 {
+				return store.ErrConflict
+			}
+			return err
+		},
+		"take messages": func(s *Store, _ *storetest.Maker, k, _ *store.Key) error {
+			_, err := s.Take(t.Context(), k.Versions[1].ID, 1, 100)
+			if errors.Is(err, store.ErrNotFound) {
 				return store.ErrConflict
 			}
 			return err
@@ -35,6 +43,8 @@ func TestWritesWaitForADeletionWithoutLockingWhatItNeeds(t *testing.T) {
 			ctx := t.Context()
 			s, m, k := destroyable(t, Config{})
 			f, err := s.Scope(ctx, "a")
+			must(t, err)
+			_, err = s.Take(ctx, k.Versions[1].ID, 1, 100)
 			must(t, err)
 			tx, err := s.Pool().Begin(ctx)
 			must(t, err)
@@ -53,7 +63,7 @@ func TestWritesWaitForADeletionWithoutLockingWhatItNeeds(t *testing.T) {
 				default:
 				}
 			}
-			for _, table := range []string{"kms_root_key_version", "kms_data_key", "kms_data_key_version"} {
+			for _, table := range []string{"kms_root_key_version", "kms_data_key", "kms_data_key_version", "kms_usage"} {
 				if _, err := tx.Exec(ctx, "select 1 from "+table+" for update nowait"); err != nil {
 					t.Fatalf("rows of %s are locked: %v", table, err)
 				}
@@ -64,5 +74,75 @@ func TestWritesWaitForADeletionWithoutLockingWhatItNeeds(t *testing.T) {
 				t.Errorf("%v, when all is gone; want %v", err, store.ErrConflict)
 			}
 		})
+	}
+}
+
+// After it has taken messages, a transaction has all that a deletion would wait for: it may change the key, and insert
+// what was sealed, and the deletion waits.
+func TestWhoTookMessagesGoesOnBesideADeletion(t *testing.T) {
+	for _, before := range []int{0, 1} { // times that others took of it
+		t.Run(fmt.Sprint(before), func(t *testing.T) {
+			t.Parallel()
+			ctx := t.Context()
+			s, m, k := destroyable(t, Config{})
+			f, err := s.Scope(ctx, "a")
+			must(t, err)
+			mustExec(t, s, "create table secret (key_id text references {prefix}_data_key_version (private_id))")
+			id := k.Versions[1].ID
+			for range before {
+				_, err := s.Take(ctx, id, 1, 100)
+				must(t, err)
+			}
+			tx, err := s.Pool().Begin(ctx)
+			must(t, err)
+			defer func() { _ = tx.Rollback(ctx) }() // an error says that it was committed
+			_, err = s.InTx(tx).Take(ctx, id, 1, 100)
+			must(t, err)
+
+			deleted := make(chan error, 1)
+			go func() { deleted <- try(t, dsnOf(t, s), "delete from kms_root_key") }()
+			blocked(t, s, 1)
+			_, err = tx.Exec(ctx, "insert into secret values ($1)", string(id))
+			must(t, errors.Join(err, s.InTx(tx).Update(ctx, m.Add(&k, &f.Root)), tx.Commit(ctx)))
+			if err := <-deleted; stateOf(databaseError(err)) != "23503" {
+				t.Errorf("the deletion: %v; want it refused by what was inserted", err)
+			}
+			storetest.Check(t, s)
+		})
+	}
+}
+
+// Whoever asks for a version that is used up, again and again, leaves nothing behind.
+func TestTakingNothingWritesNothing(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	s, _, k := destroyable(t, Config{})
+	used, fresh := k.Versions[1].ID, k.Versions[0].ID
+	_, err := s.Take(ctx, used, 10, 10)
+	must(t, err)
+	state := func(columns string) (rows string) {
+		must(t, s.Pool().QueryRow(ctx, "select string_agg(concat_ws(' ', "+columns+"), ', ') from kms_usage").Scan(&rows))
+		return rows
+	}
+	const row, locks = "ctid, xmin, taken, used_at", ", xmax"
+	before := state(row + locks)
+	for _, c := range []struct {
+		id       key.ID
+		n, limit uint64
+	}{{used, 1, 10}, {used, 0, 10}, {used, 5, 3}, {fresh, 0, 10}} {
+		if n, err := s.Take(ctx, c.id, c.n, c.limit); n != 0 || err != nil {
+			t.Errorf("Take of %d of %d: %d, %v; want nothing", c.n, c.limit, n, err)
+		}
+		if after := state(row + locks); after != before {
+			t.Errorf("Take of %d of %d: rows %q, before that %q", c.n, c.limit, after, before)
+		}
+	}
+	// With another limit the key is not due any more; that is written once.
+	for i := range 2 {
+		before := state(row)
+		n, err := s.Take(ctx, used, 0, 1000)
+		if must(t, err); n != 0 || (state(row) != before) != (i == 0) {
+			t.Errorf("Take of nothing, time %d: %d; rows %q, before that %q", i+1, n, state(row), before)
+		}
 	}
 }

@@ -36,7 +36,7 @@ func TestDisablingWaitsForWhatIsBeingWrapped(t *testing.T) {
 	s, m, before, root := superseded(t)
 	f, err := s.Scope(ctx, "a")
 	must(t, err)
-	_, err = s.Rewrap(ctx, m.Inst(), []store.Rewrap{m.Rewrap(&f.Data[0].Versions[0], root.Versions[1].ID)})
+	_, err = s.Rewrap(ctx, m.Inst(), []store.Rewrap{m.Rewrap(&f.Data[0].Versions[0], root.Versions[1].ID)}, nil)
 	must(t, err)
 	tx, err := s.Pool().Begin(ctx)
 	must(t, err)
@@ -65,7 +65,7 @@ func TestWhatIsWrappedWaitsForDisabling(t *testing.T) {
 			return s.Update(t.Context(), m.Add(k, before))
 		},
 		"Rewrap": func(s *Store, m *storetest.Maker, before, k *store.Key) error {
-			_, err := s.Rewrap(t.Context(), m.Inst(), []store.Rewrap{m.Rewrap(&k.Versions[0], before.Versions[0].ID)})
+			_, err := s.Rewrap(t.Context(), m.Inst(), []store.Rewrap{m.Rewrap(&k.Versions[0], before.Versions[0].ID)}, nil)
 			return err
 		},
 	} {
@@ -76,7 +76,7 @@ func TestWhatIsWrappedWaitsForDisabling(t *testing.T) {
 			f, err := s.Scope(ctx, "a")
 			must(t, err)
 			rewrap := m.Rewrap(&f.Data[0].Versions[0], root.Versions[1].ID)
-			_, err = s.Rewrap(ctx, m.Inst(), []store.Rewrap{rewrap})
+			_, err = s.Rewrap(ctx, m.Inst(), []store.Rewrap{rewrap}, nil)
 			must(t, err)
 			k := f.Data[0]
 			k.Versions[0].Blob = rewrap.Blob

@@ -50,17 +50,32 @@ func (q queries) Installation(ctx context.Context) (store.Installation, error) {
 	return in, nil
 }
 
-var epochsQuery = define(`
+// readEpochs is the end of a statement that reads the epochs, from the installation or what stands for it.
+func readEpochs(installation string) string {
+	return `
 select i.inst, i.seq, coalesce(e.bucket, 0)::bigint, coalesce(e.n, 0), pg_is_in_recovery()
-from {schema}{prefix}_installation i
+from ` + installation + ` i
 left join (
     select bucket, (sum(n) % 9223372036854775807)::bigint as n from {schema}{prefix}_epoch group by bucket
-) e on true`)
+) e on true`
+}
+
+var epochsQuery = define(readEpochs("{schema}{prefix}_installation"))
 
 // Epochs implements [store.Store].
 func (s *Store) Epochs(ctx context.Context) (store.Epochs, error) {
 	var e store.Epochs
-	err := s.each(ctx, epochsQuery, nil, func() { e = store.Epochs{} }, func(scan func(...any) error) error {
+	if err := s.read(ctx, s.tables.epochs(&e, epochsQuery)); err != nil {
+		return store.Epochs{}, s.tables.explain(ctx, "read the epochs", err)
+	}
+	return e, nil
+}
+
+// epochs is a statement that ends in readEpochs.
+func (t *tables) epochs(e *store.Epochs, q query, args ...any) statement {
+	st := t.statement(q, args...)
+	st.start = func() { *e = store.Epochs{} }
+	st.row = func(scan func(...any) error) error {
 		var seq, bucket, n int64
 		standby := false
 		if err := scan(&e.Inst, &seq, &bucket, &n, &standby); err != nil {
@@ -73,28 +88,33 @@ func (s *Store) Epochs(ctx context.Context) (store.Epochs, error) {
 		e.Seq = rows.Fit[uint64](&bad, seq)
 		e.Keys[rows.Fit[uint64](&bad, bucket)%store.Buckets] = rows.Fit[uint64](&bad, n)
 		return bad.Check("epochs")
-	})
-	if err == nil && e.Inst == nil {
-		err = store.ErrNotFound
 	}
-	if err != nil {
-		return store.Epochs{}, s.tables.explain(ctx, "read the epochs", err)
+	st.done = func(rows int) error {
+		if rows == 0 {
+			return store.ErrNotFound
+		}
+		return nil
 	}
-	return e, nil
+	return st
 }
 
 // family is a statement that reads a family, as the rows of package rows. ctes are the common table expressions that
 // pick the root key, r, and, if withData, the data keys, d.
 func family(ctes string, withData bool) query {
+	buckets := `select {schema}{prefix}_bucket(private_id) from r`
+	if withData {
+		buckets += ` union all select {schema}{prefix}_bucket(private_id) from d`
+	}
 	text := `with ` + ctes + `
 select 0, ''::text, ''::text, ''::text, floor(extract(epoch from statement_timestamp()))::bigint,
-    0::bigint, 0::bigint, 0::bigint, 0::bigint, null::bytea, null::bytea, null::bytea
+    (select coalesce((sum(n) % 9223372036854775807)::bigint, 0) from {schema}{prefix}_epoch where bucket = any(array(` + buckets + `))),
+    0::bigint, 0::bigint, 0::bigint, null::bytea, null::bytea, null::bytea
 union all
 select 1, private_id, '', scope_id::text,
     seq, head_version, rotate_every, max_messages, coalesce(rotate_at, 0), ik_kid, mac, null
 from r
 union all
-select 2, v.private_id, v.root_key_id, '', v.version, v.state, v.alg, v.created, 0, v.ik_kid, v.commitment, v.key
+select 2, v.private_id, v.root_key_id, '', v.version, v.state, v.alg, v.created, coalesce(v.disabled, 0), v.ik_kid, v.commitment, v.key
 from r join {schema}{prefix}_root_key_version v on v.root_key_id = r.private_id
 union all
 select 3, t.private_id, t.key_id, '', t.version, 0, t.alg, t.destroyed, 0, null, t.commitment, null
@@ -106,7 +126,8 @@ select 4, private_id, root_key_id, purpose,
     seq, head_version, rotate_every, max_messages, coalesce(rotate_at, 0), ik_kid, mac, null
 from d
 union all
-select 5, v.private_id, v.data_key_id, v.root_key_version_id, v.version, v.state, v.alg, v.created, 0, null, v.commitment, v.key
+select 5, v.private_id, v.data_key_id, v.root_key_version_id, v.version, v.state, v.alg, v.created, coalesce(v.disabled, 0),
+    null, v.commitment, v.key
 from d join {schema}{prefix}_data_key_version v on v.data_key_id = d.private_id
 union all
 select 6, t.private_id, t.key_id, '', t.version, 0, t.alg, t.destroyed, 0, null, t.commitment, null

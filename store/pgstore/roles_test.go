@@ -19,6 +19,7 @@ import (
 	"keyhold.example/keyhold/keyholdtest"
 	"keyhold.example/keyhold/localroot"
 	"keyhold.example/keyhold/store"
+	"keyhold.example/keyhold/store/storetest"
 )
 
 // roles are the three of docs/sql/roles.sql, under names of their own, as all databases of a server share them.
@@ -199,7 +200,9 @@ func TestRolesAreDeniedWhatIsNotTheirs(t *testing.T) {
 		"update kms_root_key set private_id = private_id", "update kms_root_key set created = 1",
 		"update kms_data_key set purpose = 'x'", "update kms_data_key set root_key_id = root_key_id", "delete from kms_data_key",
 		"update kms_root_key_version set commitment = commitment", "update kms_data_key_version set version = 7",
-		"update kms_data_key_version set data_key_id = data_key_id", "update kms_epoch set n = 1", "delete from kms_epoch",
+		"update kms_data_key_version set data_key_id = data_key_id", "update kms_epoch set bucket = 1",
+		"update kms_data_key_version set disabled = 1", "truncate kms_usage", "update kms_usage set private_id = 'x'", "delete from kms_lease",
+		"update kms_lease set name = 'x'", "update kms_instance set since = 1",
 		"update kms_purpose set alg = 2", "delete from kms_purpose", "update kms_reference set table_name = 'x'",
 		"insert into kms_epoch (id, bucket, n) overriding system value values (1, 1, 1)",
 		"create role more", "copy kms_root_key to program 'cat'",
@@ -228,6 +231,84 @@ func TestRolesAreDeniedWhatIsNotTheirs(t *testing.T) {
 	must(t, err)
 	for _, f := range findings {
 		t.Errorf("check: %v", f)
+	}
+}
+
+// Who only opens needs no right but to read, as whoever seals has to say that they do. The application's role may do
+// everything that processes of a fleet do.
+func TestRolesInAFleet(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	r := newRoles(t)
+	dsn := keyholdtest.Postgres(t)
+	r.admit(t, dsn)
+	s := r.open(t, byNew, dsn)
+	must(t, s.Migrate(ctx))
+	root, err := localroot.Generate(t.TempDir() + "/root.key")
+	must(t, err)
+	config := keyhold.Config{
+		Root: root, Purposes: []key.Purpose{"secrets"}, Initialize: true,
+		Policies: map[key.Purpose]keyhold.Policy{"secrets": {MaxMessages: 1000}},
+	}
+	operator, err := keyhold.New(ctx, s.operator, config)
+	must(t, err)
+	defer operator.Close()
+	application, err := keyhold.New(ctx, s.Store, config)
+	must(t, err)
+	defer application.Close()
+	ref := key.Ref{Scope: "a", Purpose: "secrets"}
+	must(t, application.CreateScope(ctx, ref.Scope))
+	sealed, err := application.Seal(ctx, ref, []byte("plain"), keyhold.AAD{})
+	must(t, err)
+	_, err = application.Sweep(ctx)
+	must(t, err)
+
+	reader := r.prefix + "reader"
+	execAs(t, dsn, "create role "+reader+" login password 'secret of the test'")
+	execAs(t, dsn, "grant usage on schema public to "+reader)
+	execAs(t, dsn, "grant select on kms_schema_version, kms_installation, kms_root_slot, kms_root_key, kms_root_key_version, "+
+		"kms_data_key, kms_data_key_version, kms_tombstone, kms_epoch to "+reader)
+	t.Cleanup(func() {
+		execAs(t, dsn, "drop owned by "+reader)
+		execAs(t, dsn, "drop role "+reader)
+	})
+	u, err := url.Parse(dsn)
+	must(t, err)
+	u.User = url.UserPassword(reader, "secret of the test")
+	opening := byNew(t, Config{}, u.String())
+	opener, err := keyhold.New(ctx, opening, config)
+	must(t, err)
+	plain, err := opener.Open(ctx, ref, sealed, keyhold.AAD{})
+	if err != nil || string(plain) != "plain" {
+		t.Errorf("opened by who only opens: %q, %v", plain, err)
+	}
+	must(t, opener.Close()) // it has never signed
+
+	m := storetest.NewMaker(1)
+	in := m.Instance()
+	fam, err := s.Key(ctx, ref)
+	must(t, err)
+	for what, call := range map[string]func(s *Store) error{
+		"Sign":    func(s *Store) error { _, err := s.Sign(ctx, in); return err },
+		"Lease":   func(s *Store) error { _, _, err := s.Lease(ctx, "a", in.ID, 1); return err },
+		"Release": func(s *Store) error { return s.Release(ctx, store.Lease{Name: "a", Owner: in.ID, Fence: 1}) },
+		"Take":    func(s *Store) error { _, err := s.Take(ctx, fam.Data[0].Versions[0].ID, 1, 1000); return err },
+		"Tidy":    func(s *Store) error { _, err := s.Tidy(ctx); return err },
+		"Leave":   func(s *Store) error { return s.Leave(ctx, in.ID) },
+	} {
+		if err := call(s.Store); err != nil {
+			t.Errorf("%s as the application role: %v", what, err)
+		}
+		denied(t, "reader's", what, call(opening))
+	}
+	for role, s := range map[string]*Store{"application": s.Store, "reader's": opening} {
+		heard, ended, stop := listening(t, s)
+		must(t, s.Notify(ctx))
+		await(t, heard)
+		stop()
+		if err := await(t, ended); !errors.Is(err, context.Canceled) {
+			t.Errorf("Listen as the %s role: %v", role, err)
+		}
 	}
 }
 

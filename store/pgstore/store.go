@@ -1,14 +1,15 @@
 // Package pgstore keeps wrapped keys in tables of a PostgreSQL database, alone or among an application's own.
 //
 // It works with PostgreSQL 14 and newer, in databases whose encoding is UTF8, through pgx or any database/sql
-// driver, and with any number of processes. Nothing that it does depends on a session: no advisory locks (but for
-// the time of one transaction, in [Store.Migrate]), no LISTEN, no temporary tables, no settings. So it works through
-// pgbouncer in transaction mode, if the connections do: those of [Open] do.
+// driver, and with any number of processes. Nothing that it does depends on a session: no advisory locks and no
+// settings (but for the time of one transaction, in [Store.Migrate], [Store.Sign] and Take), no temporary tables, and
+// LISTEN only in [Store.Listen], without which all works. So it works through pgbouncer in transaction mode, if the
+// connections do: those of [Open] do.
 //
 // Every write of its own is one transaction at read committed, whatever the database's default. It is tried again,
 // with the same rows, a few times within about a second, after a serialization failure or a deadlock, and where the
 // server was lost, restarted or turned read-only by a failover before the commit was sent. Reads are tried again
-// likewise.
+// likewise. A commit that was sent is waited for up to 5 s, also after the end of the call's context.
 package pgstore
 
 import (
@@ -193,16 +194,26 @@ func (t *tables) table(name string) string {
 // read runs one statement on a connection of its own, and tries again what is worth it.
 func (s *Store) read(ctx context.Context, st statement) error {
 	return s.retry(ctx, func() error {
-		c, release, err := s.acquire(ctx)
-		if err != nil {
-			return err
-		}
-		broken := true // unless something says otherwise, such as no panic
-		defer func() { release(broken) }()
-		err = c.run(ctx, st)
-		broken = isLost(err)
+		_, err := s.once(ctx, st)
 		return err
 	})
+}
+
+// once says besides whether the statement was sent, or may have been.
+func (s *Store) once(ctx context.Context, st statement) (sent bool, err error) {
+	c, release, err := s.acquire(ctx)
+	if err != nil {
+		return false, err
+	}
+	broken := true // unless something says otherwise, such as no panic
+	defer func() { release(broken) }()
+	if err := ctx.Err(); err != nil {
+		broken = false
+		return false, err
+	}
+	err = c.run(ctx, st)
+	broken = isLost(err)
+	return true, err
 }
 
 func (s *Store) acquire(ctx context.Context) (session, func(broken bool), error) {

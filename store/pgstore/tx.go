@@ -102,8 +102,37 @@ func (s *Store) write(ctx context.Context, f func(*writer) error) error {
 func (s *Store) commit(ctx context.Context, c session) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
 	defer cancel()
-	err := c.run(ctx, s.tables.statement(commitTransaction))
-	if err != nil && !refusedByCommit(err) {
+	err := acknowledged(ctx, c.run(ctx, s.tables.statement(commitTransaction)))
+	if err != nil && !refused(err) {
+		return fmt.Errorf("%w: %w", store.ErrUnknownOutcome, err)
+	}
+	return err
+}
+
+// acknowledged takes no success for one that came when ctx had ended: the driver may have asked the server to give up
+// waiting for its standbys, which the server answers as if they had answered.
+func acknowledged(ctx context.Context, err error) error {
+	if err == nil {
+		return databaseError(ctx.Err())
+	}
+	return err
+}
+
+// alone runs a statement that writes, and that may be done twice, as a transaction of its own, and tries again what is
+// worth it. It takes one round trip less than write, and its commit waits no longer than ctx allows. It says
+// [store.ErrUnknownOutcome] unless the server says what became of it each time that it was sent.
+func (s *Store) alone(ctx context.Context, st statement) error {
+	unknown := false
+	err := s.retry(ctx, func() error {
+		sent, err := s.once(ctx, st)
+		if sent {
+			err = acknowledged(ctx, err)
+			_, driver := errors.AsType[*dbError](err)
+			unknown = unknown || driver && !refused(err)
+		}
+		return err
+	})
+	if err != nil && unknown {
 		return fmt.Errorf("%w: %w", store.ErrUnknownOutcome, err)
 	}
 	return err
@@ -171,8 +200,11 @@ func (v *inTx) read(ctx context.Context, st statement) error { return v.session.
 func (v *inTx) write(ctx context.Context, f func(*writer) error) (err error) {
 	w := &writer{tables: v.tables, session: v.session, savepoint: true}
 	defer func() {
-		if w.began && !w.ended {
-			err = errors.Join(err, v.undo(ctx))
+		if !w.began || w.ended {
+			return
+		}
+		if undoErr := v.undo(ctx); undoErr != nil {
+			err = fmt.Errorf("%w (%w)", undoErr, err)
 		}
 	}()
 	if err := ctx.Err(); err != nil {

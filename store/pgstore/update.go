@@ -127,10 +127,11 @@ func (w *writer) update(ctx context.Context, u *store.Update) error {
 		}
 		return invalid
 	}
-	batch := []statement{first}
+	batch := w.held(u.Lease, store.ErrConflict)
 	if u.Kind == key.DEK {
-		batch = []statement{w.tables.statement(lockRootKeyOf, id), first}
+		batch = append(batch, w.tables.statement(lockRootKeyOf, id))
 	}
+	batch = append(batch, first)
 	if invalid == nil && len(u.Destroy) > 0 {
 		if err := w.notReferred(ctx, id, u, batch); err != nil {
 			return err
@@ -283,7 +284,7 @@ type rewrapRows struct {
 
 // Rewrap implements [store.Queries]. It takes one round trip besides the commit, however many rows there are, if no
 // version comes twice.
-func (q queries) Rewrap(ctx context.Context, inst [16]byte, rows []store.Rewrap) (int, error) {
+func (q queries) Rewrap(ctx context.Context, inst [16]byte, rows []store.Rewrap, under *store.Lease) (int, error) {
 	type place struct {
 		kind  key.Kind
 		round int
@@ -311,27 +312,30 @@ func (q queries) Rewrap(ctx context.Context, inst [16]byte, rows []store.Rewrap)
 	n := 0
 	err := q.view.write(ctx, func(w *writer) error {
 		n = 0
-		var batch []statement
+		batch := w.held(under, errNotHeld)
 		for _, p := range order {
 			t := tables[p]
-			var under any = t.parents
+			var parents any = t.parents
 			if p.kind == key.KEK {
-				under = t.ikKIDs
+				parents = t.ikKIDs
 			} else {
 				batch = append(batch, w.tables.statement(lockRootKeysOfParents, t.parents)) // as update does
 			}
-			st := w.tables.statement(of(p.kind).rewrap, inst[:], t.ids, t.olds, t.new, under)
+			st := w.tables.statement(of(p.kind).rewrap, inst[:], t.ids, t.olds, t.new, parents)
 			st.done = func(rows int) error {
 				n += rows
 				return nil
 			}
 			batch = append(batch, st)
 		}
-		if len(batch) == 0 {
+		if len(order) == 0 {
 			return nil
 		}
 		return w.last(ctx, batch...)
 	})
+	if errors.Is(err, errNotHeld) {
+		return 0, nil
+	}
 	if err != nil {
 		return 0, q.tables.explain(ctx, "rewrap", err)
 	}

@@ -270,6 +270,11 @@ func keyBreaking(key, version, keyID string, k, v row, a, va string) []breaking 
 			{version + "_state_change", setVersion("2", "state = 4"), ""},
 			{version + "_state_change", setVersion("1", "state = 2"), ""},
 			{version + "_state_change", setVersion("1", "state = 1"), ""},
+			{version + "_disabled", insert(version, pending.With("disabled", "1")), ""},
+			{version + "_disabled", setVersion("1", "state = 4"), ""},
+			{version + "_disabled", setVersion("1", "state = 4, disabled = 0"), ""},
+			{version + "_disabled", setVersion("1", "state = 4, disabled = 'now'"), ""},
+			{version + "_disabled", setVersion("1", "state = 4, disabled = 1") + setVersion("1", "state = 3"), ""},
 			{version + "_destroyable", "delete from {prefix}_" + version + " where private_id = '" + va + "_a1'", ""},
 			{version + "_destroyable", "delete from {prefix}_" + version + " where private_id = '" + va + "_a2'", ""},
 		},
@@ -298,7 +303,7 @@ func keyBreaking(key, version, keyID string, k, v row, a, va string) []breaking 
 func allBreaking() []breaking {
 	pendingRoot := rootVersionRow.With("root_key_id", "'krk_a'", "version", "4", "state", "1")
 	pendingData := dataVersionRow.With("data_key_id", "'kdk_a'", "version", "4", "state", "1")
-	const disable = "update {prefix}_root_key_version set state = 4 where private_id = 'krkv_a1'; "
+	const disable = "update {prefix}_root_key_version set state = 4, disabled = 1 where private_id = 'krkv_a1'; "
 	var purposes []string
 	// U+0000 to U+001F, U+007F to U+009F, and Unicode's White_Space at either end.
 	for _, c := range []int{0, 1, 9, 10, 13, 31, 127, 128, 133, 159} {
@@ -310,6 +315,7 @@ func allBreaking() []breaking {
 	return slices.Concat(
 		installationBreaking(),
 		replaceBreaking(),
+		fleetBreaking(),
 		keyBreaking("root_key", "root_key_version", "root_key_id", rootKeyRow, rootVersionRow, "krk", "krkv"),
 		keyBreaking("data_key", "data_key_version", "data_key_id", dataKeyRow, dataVersionRow, "kdk", "kdkv"),
 		checks("root_key", rootKeyRow, "scope_id", "''", "x'61'", "'"+strings.Repeat("é", 256)+"a'", "'a' || char(0)", "'a' || char(10)",
@@ -424,6 +430,17 @@ var effects = []struct{ name, sql, query, want string }{
 		"data_key_version_bury", "delete from {prefix}_data_key_version where private_id = 'kdkv_a3'",
 		"select key_id || version || private_id || kind || alg || length(commitment) from {prefix}_tombstone where private_id = 'kdkv_a3'",
 		"kdk_a3kdkv_a3dek132",
+	},
+	{
+		"data_key_version_bury", insert("usage", usageRow.With("private_id", "'kdkv_a3'")) + insert("usage", usageRow) +
+			"delete from {prefix}_data_key_version where private_id = 'kdkv_a3'",
+		"select group_concat(private_id) from {prefix}_usage", "kdkv_a1",
+	},
+	{
+		"data_key_version_retire", insert("usage", usageRow.With("private_id", "'kdkv_a2'")) + insert("usage", usageRow) +
+			"update {prefix}_data_key set seq = 9, head_version = 3 where private_id = 'kdk_a';" +
+			"update {prefix}_data_key_version set state = 3 where private_id = 'kdkv_a2'",
+		"select group_concat(private_id) from {prefix}_usage where used_at is not null", "kdkv_a1",
 	},
 	{
 		"root_key_version_bury", "delete from {prefix}_root_key where private_id = 'krk_a'",

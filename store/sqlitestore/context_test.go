@@ -60,6 +60,7 @@ var writesOf = map[string]string{
 	"Create": "insert on kms_root_key",
 	"Update": "update on kms_data_key",
 	"Rewrap": "update on kms_data_key_version",
+	"Take":   "insert on kms_usage",
 }
 
 // inTheWay is a store with a table of the application's, on whose only connection each of the operations meets the
@@ -121,6 +122,47 @@ func TestAContextThatEndsDuringAWriteLeavesNothing(t *testing.T) {
 				t.Errorf("(-before +there):\n%s", d)
 			}
 			must(t, op.Run(t.Context(), s, s, storetest.NewMaker(1)))
+		})
+	}
+}
+
+// TestAContextThatEndsDuringTheCommit has whoever ends it think that nothing was done in its time.
+func TestAContextThatEndsDuringTheCommit(t *testing.T) {
+	for _, op := range sqltest.Operations {
+		t.Run(op.Name, func(t *testing.T) {
+			file := prepared(t, op.Prepare, storetest.NewMaker(1))
+			clean := faulty(t, file, &faults{})
+			before := dump(t, clean)
+			must(t, op.Run(t.Context(), clean, clean, storetest.NewMaker(1)))
+			done := dump(t, clean)
+			for how, commit := range map[string]func(run func() (driver.Result, error)) error{
+				"answered":           func(run func() (driver.Result, error)) error { _, err := run(); return err },
+				"not answered":       func(run func() (driver.Result, error)) error { _, err := run(); return errors.Join(ioError{}, err) },
+				"failed, and unsaid": func(func() (driver.Result, error)) error { return ioError{} },
+			} {
+				ctx, cancel := context.WithCancelCause(t.Context())
+				s := faulty(t, file, &faults{commit: func(run func() (driver.Result, error)) (driver.Result, error) {
+					cancel(store.ErrUnavailable)
+					return nil, commit(run)
+				}})
+				err := op.Run(ctx, s, s, storetest.NewMaker(1))
+				if ctx.Err() == nil {
+					t.Fatal("there was no commit")
+				}
+				want := before
+				if how != "failed, and unsaid" {
+					want = done
+				}
+				if d := cmp.Diff(want, dump(t, s)); d != "" {
+					t.Errorf("%s: (-want +there):\n%s", how, d)
+				}
+				switch {
+				case how == "answered":
+					must(t, err)
+				case !errors.Is(err, store.ErrUnknownOutcome) || errors.Is(err, store.ErrUnavailable):
+					t.Errorf("%s: %v; want %v, and not that nothing was done", how, err, store.ErrUnknownOutcome)
+				}
+			}
 		})
 	}
 }

@@ -16,6 +16,8 @@ type faults struct {
 	sqltest.Faults
 
 	plain bool // errors are mere text, as of a driver that shows no codes
+
+	commit func(run func() (driver.Result, error)) (driver.Result, error) // in place of what runs a commit, unless it is nil
 }
 
 // ioError is what SQLite says of a disk that does not answer.
@@ -93,7 +95,11 @@ type wrappedConn struct {
 func closeRows(rows driver.Rows) { _ = rows.Close() }
 
 func (c *wrappedConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
-	return statement(c.faults, func() (driver.Result, error) { return c.fullConn.ExecContext(ctx, query, args) }, func(driver.Result) {})
+	run := func() (driver.Result, error) { return c.fullConn.ExecContext(ctx, query, args) }
+	if c.faults.commit != nil && query == "commit" {
+		return c.faults.commit(run)
+	}
+	return statement(c.faults, run, func(driver.Result) {})
 }
 
 func (c *wrappedConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {

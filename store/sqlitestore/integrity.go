@@ -43,6 +43,11 @@ join {prefix}_data_key k on k.private_id = v.data_key_id
 join {prefix}_root_key_version p on p.private_id = v.root_key_version_id
 where p.root_key_id <> k.root_key_id or p.alg <> 1
 order by v.private_id`)
+
+	strangeUsageQuery = define(`
+select u.private_id from {prefix}_usage u
+where not exists (select 1 from {prefix}_data_key_version v where v.private_id = u.private_id)
+order by u.private_id`)
 )
 
 // Integrity implements [store.Store]. It compares the statements that SQLite keeps of the tables with those of the
@@ -85,6 +90,7 @@ func (q queries) integrity(ctx context.Context) ([]string, error) {
 		}},
 		{gapsQuery, sayOf("the versions of key %s are not numbered 1, 2, 3 and so on")},
 		{strangeParentsQuery, sayOf("version %s is wrapped under what is no version of its root key that wraps")},
+		{strangeUsageQuery, sayOf("messages were taken of version %s, which is not there")},
 	} {
 		list, err := q.list(ctx, check.query, check.say)
 		if err != nil {

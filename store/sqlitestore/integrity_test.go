@@ -36,6 +36,10 @@ func TestIntegrityFindsWhatWasDoneByHand(t *testing.T) {
 			dropTrigger("data_key_version_parent_update") + "update kms_data_key_version set root_key_version_id = 'krkv_b1' where version = 1",
 			"version kdkv_a1 is wrapped under",
 		},
+		"a usage of nothing": {
+			dropTrigger("usage_of_version") + insert("usage", usageRow.With("private_id", "'kdkv_none'")),
+			"messages were taken of version kdkv_none",
+		},
 		"a value that a check refuses": {
 			"pragma ignore_check_constraints = on; update kms_root_key_version set key = x''; pragma ignore_check_constraints = off",
 			"kms_root_key_version",

@@ -24,7 +24,7 @@ var (
 select coalesce(sum(name = '{prefix}_schema_version'), 0), count(*) from sqlite_master
 where type = 'table' and name in (
     '{prefix}_schema_version', '{prefix}_root_slot', '{prefix}_installation', '{prefix}_tombstone', '{prefix}_epoch',
-    '{prefix}_purpose', '{prefix}_reference',
+    '{prefix}_purpose', '{prefix}_reference', '{prefix}_instance', '{prefix}_lease', '{prefix}_usage',
     '{prefix}_root_key', '{prefix}_root_key_version', '{prefix}_data_key', '{prefix}_data_key_version')`)
 
 	ownSchemaVersion = define(`

@@ -19,7 +19,7 @@ import (
 )
 
 // busyTimeout is how long a connection of ours waits for another process's lock.
-const busyTimeout = 5 * time.Second
+const busyTimeout = 10 * time.Second
 
 // creating keeps a file that is being made from being opened at the same time by this process: closing it after making
 // it would release the locks that SQLite has on it.
@@ -36,7 +36,7 @@ func Create(path string) (*Store, error) { return Config{}.Create(path) }
 // that cannot be written is opened for reading, if SQLite can.
 //
 // The file is brought to WAL mode, so that readers and the writer do not wait for each other. Every connection has
-// foreign keys on, a busy_timeout of 5 s, secure_delete on, so that a destroyed key does not stay in free pages, and
+// foreign keys on, a busy_timeout of 10 s, secure_delete on, so that a destroyed key does not stay in free pages, and
 // synchronous=FULL: with less, a power cut could take away a key's commit after data was sealed with the key.
 // Transactions that the application begins on [Store.DB] are BEGIN IMMEDIATE, unless they are begun as read-only.
 func (c Config) Open(path string) (*Store, error) { return c.open(path, false) }

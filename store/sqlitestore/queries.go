@@ -47,6 +47,7 @@ func (q queries) Installation(ctx context.Context) (store.Installation, error) {
 	return in, nil
 }
 
+// epochsQuery has no rows if there is no installation.
 var epochsQuery = define(`
 select i.inst, i.seq, coalesce(e.bucket, 0), coalesce(e.n, 0)
 from {prefix}_installation i
@@ -55,14 +56,7 @@ left join (select bucket, sum(n) as n from {prefix}_epoch group by bucket) e on 
 // Epochs implements [store.Store].
 func (s *Store) Epochs(ctx context.Context) (store.Epochs, error) {
 	var e store.Epochs
-	err := s.each(ctx, epochsQuery, nil, func(r *sql.Rows) error {
-		var bucket, n uint64
-		if err := r.Scan(&e.Inst, &e.Seq, &bucket, &n); err != nil {
-			return &rows.Error{Row: "epochs", Problem: err.Error()}
-		}
-		e.Keys[bucket%store.Buckets] = n
-		return nil
-	})
+	err := s.each(ctx, epochsQuery, nil, scanEpochs(&e))
 	if err == nil && e.Inst == nil {
 		err = store.ErrNotFound
 	}
@@ -72,17 +66,36 @@ func (s *Store) Epochs(ctx context.Context) (store.Epochs, error) {
 	return e, nil
 }
 
+func scanEpochs(e *store.Epochs) func(*sql.Rows) error {
+	return func(r *sql.Rows) error {
+		var bucket, n uint64
+		if err := r.Scan(&e.Inst, &e.Seq, &bucket, &n); err != nil {
+			return &rows.Error{Row: "epochs", Problem: err.Error()}
+		}
+		e.Keys[bucket%store.Buckets] = n
+		return nil
+	}
+}
+
+// bucket is [store.Bucket] of a row.
+const bucket = `max(0, instr('0123456789abcdefghijklmnopqrstuv', lower(substr(private_id, 5, 1))) - 1)`
+
 // family is a statement that reads a family, as the rows of package rows. ctes are the common table expressions that
 // pick the root key, r, and, if withData, the data keys, d.
 func family(ctes string, withData bool) query {
+	buckets := `select ` + bucket + ` from r`
+	if withData {
+		buckets += ` union all select ` + bucket + ` from d`
+	}
 	text := `with ` + ctes + `
-select 0, '', '', '', cast(strftime('%s', 'now') as integer), 0, 0, 0, 0, null, null, null
+select 0, '', '', '', cast(strftime('%s', 'now') as integer),
+    (select coalesce(sum(n), 0) from {prefix}_epoch where bucket in (` + buckets + `)), 0, 0, 0, null, null, null
 union all
 select 1, private_id, '', cast(scope_id as text),
     seq, head_version, rotate_every, max_messages, coalesce(rotate_at, 0), ik_kid, mac, null
 from r
 union all
-select 2, v.private_id, v.root_key_id, '', v.version, v.state, v.alg, v.created, 0, v.ik_kid, v.commitment, v.key
+select 2, v.private_id, v.root_key_id, '', v.version, v.state, v.alg, v.created, coalesce(v.disabled, 0), v.ik_kid, v.commitment, v.key
 from r cross join {prefix}_root_key_version v on v.root_key_id = r.private_id
 union all
 select 3, t.private_id, t.key_id, '', t.version, 0, t.alg, t.destroyed, 0, null, t.commitment, null
@@ -94,7 +107,8 @@ select 4, private_id, root_key_id, purpose,
     seq, head_version, rotate_every, max_messages, coalesce(rotate_at, 0), ik_kid, mac, null
 from d
 union all
-select 5, v.private_id, v.data_key_id, v.root_key_version_id, v.version, v.state, v.alg, v.created, 0, null, v.commitment, v.key
+select 5, v.private_id, v.data_key_id, v.root_key_version_id,
+    v.version, v.state, v.alg, v.created, coalesce(v.disabled, 0), null, v.commitment, v.key
 from d cross join {prefix}_data_key_version v on v.data_key_id = d.private_id
 union all
 select 6, t.private_id, t.key_id, '', t.version, 0, t.alg, t.destroyed, 0, null, t.commitment, null

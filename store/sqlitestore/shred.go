@@ -44,7 +44,7 @@ func (q queries) Shred(ctx context.Context, inst [16]byte, scope key.Scope) (sto
 			return err
 		})
 	}
-	if errors.Is(err, errNotInstallation) {
+	if errors.Is(err, errNoRight) {
 		err = store.ErrNotFound
 	}
 	if err != nil {

@@ -83,7 +83,7 @@ func TestWhatIsNoDatabaseIsSaidClearly(t *testing.T) {
 
 func TestForeignKeysAreOnForEachConnection(t *testing.T) {
 	s := migrated(t, Config{}, filepath.Join(t.TempDir(), "keys.db"))
-	on := map[string]string{"foreign_keys": "1", "secure_delete": "1", "synchronous": "2", "busy_timeout": "5000", "journal_mode": "wal"}
+	on := map[string]string{"foreign_keys": "1", "secure_delete": "1", "synchronous": "2", "busy_timeout": "10000", "journal_mode": "wal"}
 	for i := range 100 {
 		conn, err := s.DB().Conn(t.Context())
 		must(t, err)

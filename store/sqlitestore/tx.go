@@ -160,6 +160,9 @@ func (v *inTx) write(ctx context.Context, f func(*writer) error) (err error) {
 	if err := run(ctx, v.tables, v.tx, f); err != nil {
 		return err
 	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	released = true
 	if _, err := v.tx.ExecContext(uninterrupted, "release keyhold"); err != nil {
 		return err

@@ -23,10 +23,14 @@ set seq = ?3, head_version = ?4, rotate_every = ?5, max_messages = ?6, ik_kid = 
 where private_id = ?1 and seq = ?2`)
 
 	changeRootKeyVersion = define(`
-update {prefix}_root_key_version set state = ?4 where root_key_id = ?1 and version = ?2 and state = ?3`)
+update {prefix}_root_key_version
+set state = ?4, disabled = case ?4 when 4 then cast(strftime('%s', 'now') as integer) end
+where root_key_id = ?1 and version = ?2 and state = ?3`)
 
 	changeDataKeyVersion = define(`
-update {prefix}_data_key_version set state = ?4 where data_key_id = ?1 and version = ?2 and state = ?3`)
+update {prefix}_data_key_version
+set state = ?4, disabled = case ?4 when 4 then cast(strftime('%s', 'now') as integer) end
+where data_key_id = ?1 and version = ?2 and state = ?3`)
 
 	destroyRootKeyVersion = define(`delete from {prefix}_root_key_version where root_key_id = ? and version = ?`)
 	destroyDataKeyVersion = define(`delete from {prefix}_data_key_version where data_key_id = ? and version = ?`)
@@ -41,12 +45,12 @@ select private_id from {prefix}_data_key_version where data_key_id = ? and versi
 // Update implements [store.Queries].
 func (q queries) Update(ctx context.Context, u store.Update) error {
 	err := q.view.write(ctx, func(w *writer) error {
-		if err := w.checkInstallation(ctx, u.Inst); err != nil {
+		if err := w.checkRight(ctx, u.Inst, u.Lease); err != nil {
 			return err
 		}
 		return w.update(ctx, &u)
 	})
-	if errors.Is(err, errNotInstallation) {
+	if errors.Is(err, errNoRight) {
 		err = store.ErrConflict
 	}
 	return q.tables.explain(ctx, "update key "+string(u.KeyID), err)
@@ -172,10 +176,10 @@ update {prefix}_data_key_version set key = ?3, root_key_version_id = ?4 where pr
 )
 
 // Rewrap implements [store.Queries].
-func (q queries) Rewrap(ctx context.Context, inst [16]byte, rows []store.Rewrap) (int, error) {
+func (q queries) Rewrap(ctx context.Context, inst [16]byte, rows []store.Rewrap, under *store.Lease) (int, error) {
 	n := 0
 	err := q.view.write(ctx, func(w *writer) error {
-		if err := w.checkInstallation(ctx, inst); err != nil {
+		if err := w.checkRight(ctx, inst, under); err != nil {
 			return err
 		}
 		for _, r := range rows {
@@ -192,7 +196,7 @@ func (q queries) Rewrap(ctx context.Context, inst [16]byte, rows []store.Rewrap)
 		}
 		return nil
 	})
-	if errors.Is(err, errNotInstallation) {
+	if errors.Is(err, errNoRight) {
 		return 0, nil
 	}
 	if err != nil {

@@ -51,15 +51,35 @@ func (s *Store) Initialize(ctx context.Context, in store.Installation) error {
 	return s.tables.explain(ctx, "initialize", err)
 }
 
-// errNotInstallation ends a write that is for another installation.
-var errNotInstallation = errors.New("another installation")
+// errNoRight ends a write that is for another installation, or under a lease that is not held.
+var errNoRight = errors.New("another installation, or a lease that is over")
 
-var isInstallation = define(`select exists (select 1 from {prefix}_installation where inst = ?)`)
+var (
+	isInstallation = define(`select exists (select 1 from {prefix}_installation where inst = ?)`)
+
+	isHeld = define(`
+select exists (
+    select 1 from {prefix}_lease
+    where name = ? and owner = ? and fence = ? and until > cast(strftime('%s', 'now') as integer))`)
+)
 
 func (w *writer) checkInstallation(ctx context.Context, inst [16]byte) error {
 	is, err := w.is(ctx, isInstallation, inst[:])
 	if err == nil && !is {
-		return errNotInstallation
+		return errNoRight
+	}
+	return err
+}
+
+// checkRight looks at the installation and, unless it is nil, at the lease, which nobody else gets before the
+// transaction ends: there is one writer at a time.
+func (w *writer) checkRight(ctx context.Context, inst [16]byte, under *store.Lease) error {
+	if err := w.checkInstallation(ctx, inst); err != nil || under == nil {
+		return err
+	}
+	held, err := w.is(ctx, isHeld, under.Name, string(under.Owner), under.Fence)
+	if err == nil && !held {
+		return errNoRight
 	}
 	return err
 }
@@ -146,7 +166,7 @@ func (q queries) Create(ctx context.Context, inst [16]byte, keys []store.Key) (i
 		}
 		return nil
 	})
-	if errors.Is(err, errNotInstallation) {
+	if errors.Is(err, errNoRight) {
 		return 0, nil
 	}
 	if err != nil {

@@ -106,7 +106,7 @@ var concurrencyTests = []test{
 		var replaced atomic.Int64
 		for i, err := range e.race(32, func(_ int, s store.Store) error {
 			r := e.m.Rewrap(&keys[1].Versions[0], keys[0].Versions[0].ID)
-			n, err := s.Rewrap(e.ctx, e.m.Inst(), []store.Rewrap{r})
+			n, err := s.Rewrap(e.ctx, e.m.Inst(), []store.Rewrap{r}, nil)
 			replaced.Add(int64(n))
 			return err
 		}) {
@@ -212,17 +212,39 @@ var contextTests = []test{
 				"KeyOfVersion": func() error { _, err := e.s.KeyOfVersion(ctx, keys[1].Versions[0].ID); return err },
 				"Scope":        func() error { _, err := e.s.Scope(ctx, ref.Scope); return err },
 				"Scopes":       func() error { _, err := e.s.Scopes(ctx, "", 10); return err },
+				"Roll":         func() error { _, err := e.s.Roll(ctx); return err },
+				"Sign":         func() error { _, err := e.s.Sign(ctx, e.m.Instance()); return err },
+				"Leave":        func() error { return e.s.Leave(ctx, "ki_a") },
+				"Due":          func() error { _, err := e.s.Due(ctx, store.AllBuckets, store.Due{}, 10); return err },
+				"Upcoming":     func() error { _, _, err := e.s.Upcoming(ctx); return err },
+				"Lagging":      func() error { _, _, err := e.s.Lagging(ctx, "", 10); return err },
+				"Lease":        func() error { _, _, err := e.s.Lease(ctx, "sweep", "one", hour); return err },
+				"Release":      func() error { return e.s.Release(ctx, store.Lease{Name: "sweep", Owner: "one", Fence: 1}) },
+				"Take":         func() error { _, err := e.s.Take(ctx, keys[1].Versions[0].ID, 1, 10); return err },
+				"Tidy":         func() error { _, err := e.s.Tidy(ctx); return err },
 				"Create":       func() error { _, err := e.s.Create(ctx, e.m.Inst(), e.m.Scope(e.scope(2))); return err },
+				"Shred":        func() error { _, err := e.s.Shred(ctx, e.m.Inst(), e.scope(1)); return err },
+				"AddPurposes":  func() error { return e.s.AddPurposes(ctx, []store.Purpose{{Purpose: "one", Alg: key.Message}}) },
+				"Register":     func() error { return e.s.Register(ctx, store.Column{Table: "any", Column: "id"}) },
+				"Unregister":   func() error { return e.s.Unregister(ctx, store.Column{Table: "any", Column: "id"}) },
 				"Update":       func() error { return e.s.Update(ctx, e.m.Add(&keys[1], &keys[0])) },
 				"Rewrap": func() error {
 					r := e.m.Rewrap(&keys[1].Versions[0], keys[0].Versions[0].ID)
-					_, err := e.s.Rewrap(ctx, e.m.Inst(), []store.Rewrap{r})
+					_, err := e.s.Rewrap(ctx, e.m.Inst(), []store.Rewrap{r}, nil)
 					return err
 				},
 			} {
 				e.wantClass(what, call(), context.Canceled)
 			}
 		})
+		if list := e.roll().Instances; len(list) != 0 {
+			e.Errorf("instances: %v; want none", list)
+		}
+		if list, err := e.s.Purposes(e.ctx); len(list) != 0 || err != nil {
+			e.Errorf("purposes: %v, %v; want none", list, err)
+		}
+		e.take(keys[1].Versions[0].ID, 10, 10, 10)
+		e.lease("sweep", "two", hour)
 	})},
 	{"an ended context says why, in the words of whoever ended it", initialized(func(e *env) {
 		reason := errors.New("the operator pulled the plug")

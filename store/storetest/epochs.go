@@ -27,7 +27,7 @@ var epochTests = []test{
 		keys := e.m.Scope(e.scope(1), "one")
 		e.create(keys...)
 		v := &keys[1].Versions[0]
-		if n, err := e.s.Rewrap(e.ctx, e.m.Inst(), []store.Rewrap{e.m.Rewrap(v, v.Parent)}); n != 1 || err != nil {
+		if n, err := e.s.Rewrap(e.ctx, e.m.Inst(), []store.Rewrap{e.m.Rewrap(v, v.Parent)}, nil); n != 1 || err != nil {
 			e.Fatalf("Rewrap: %d, %v", n, err)
 		}
 		if after := e.epochs(); after.Keys != before.Keys {
@@ -62,6 +62,17 @@ var epochTests = []test{
 		e.create(keys...)
 		e.changes("deleting", []key.ID{keys[0].ID, keys[1].ID, keys[2].ID}, func() { e.h.DeleteScope(e.T, e.s, e.scope(1)) })
 	})},
+	{"a key is read with its own", initialized(func(e *env) {
+		keys := e.m.Scope(e.scope(1), "one", "two", "three")
+		e.create(keys...)
+		e.readWith(keys, "before any change")
+		for i := range keys {
+			if err := e.s.Update(e.ctx, e.m.Add(&keys[i], &keys[0])); err != nil {
+				e.Fatalf("Update: %v", err)
+			}
+			e.readWith(keys, "after one of "+string(keys[i].ID))
+		}
+	})},
 	{"what is rolled back changes none", inTx(func(e *env, begin func() (store.Tx, func() error, func() error)) {
 		keys := e.m.Scope(e.scope(1), "one")
 		e.create(keys...)
@@ -84,6 +95,34 @@ func (e *env) epochs() store.Epochs {
 		e.Fatalf("Epochs: %v", err)
 	}
 	return epochs
+}
+
+// readWith asserts that the keys, a root key and its data keys, are read with the epochs of their buckets.
+func (e *env) readWith(keys []store.Key, when string) {
+	e.Helper()
+	epochs, scope := e.epochs(), keys[0].Scope
+	wants := func(what string, f store.Family, err error, ids ...key.ID) {
+		e.Helper()
+		if want := epochs.Of(ids...); err != nil || f.Epoch != want {
+			e.Errorf("%s, %s: epoch %d, %v; want %d", when, what, f.Epoch, err, want)
+		}
+	}
+	root := keys[0].ID
+	f, err := e.s.Key(e.ctx, key.Ref{Scope: scope})
+	wants("its root key", f, err, root)
+	f, err = e.s.KeyOfVersion(e.ctx, keys[0].Versions[0].ID)
+	wants("the root key of a version", f, err, root)
+	ids := []key.ID{root}
+	for i := range keys[1:] {
+		k := &keys[i+1]
+		ids = append(ids, k.ID)
+		f, err = e.s.Key(e.ctx, key.Ref{Scope: scope, Purpose: k.Purpose})
+		wants(string(k.Purpose), f, err, root, k.ID)
+		f, err = e.s.KeyOfVersion(e.ctx, k.Versions[0].ID)
+		wants("the key of a version", f, err, root, k.ID)
+	}
+	f, err = e.s.Scope(e.ctx, scope)
+	wants("the scope", f, err, ids...)
 }
 
 // changes asserts that f moves on the epochs of these keys, and no others.

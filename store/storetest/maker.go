@@ -91,6 +91,11 @@ func (m *Maker) Manifest(seq uint64, head key.Version) store.Manifest {
 	return store.Manifest{Seq: seq, Head: head, RotateEvery: RotateEvery, MaxMessages: 1 << 40, IKKID: bytes.Clone(m.ikKID), MAC: m.Bytes(32)}
 }
 
+// Instance returns a new instance that has seen nothing yet.
+func (m *Maker) Instance() store.Instance {
+	return store.Instance{ID: m.ID(key.PrefixInstance), Name: "host program 1", Life: 960}
+}
+
 // RootKey returns a new root key with one version.
 func (m *Maker) RootKey(scope key.Scope) store.Key {
 	return m.withVersion(store.Key{ID: m.ID(key.PrefixRootKey), Kind: key.KEK, Scope: scope},

@@ -57,11 +57,12 @@ func (m *model) run() {
 			action()
 		}
 	}
-	calls := []func(){m.create, m.create, m.update, m.update, m.update, m.rewrap, m.readVersion}
+	calls := []func(){m.create, m.create, m.update, m.update, m.update, m.rewrap, m.take, m.readVersion}
 	add("create", m.create)
 	add("update", m.update)
 	add("update again", m.update)
 	add("rewrap", m.rewrap)
+	add("take", m.take)
 	add("read", m.readVersion)
 	if m.env.h.Begin != nil {
 		add("transaction", func() { m.transaction(calls) })
@@ -211,8 +212,8 @@ func (m *model) rewrap() {
 		rows = append(rows, r)
 	}
 	inst := m.inst()
-	n, err := m.inReal.Rewrap(m.ctx(), inst, rows)
-	specN, specErr := m.inSpec.Rewrap(m.ctx(), inst, rows)
+	n, err := m.inReal.Rewrap(m.ctx(), inst, rows, nil)
+	specN, specErr := m.inSpec.Rewrap(m.ctx(), inst, rows, nil)
 	m.same("Rewrap of "+ref.String(), n, err, specN, specErr)
 	m.compareScope(ref.Scope)
 }
@@ -223,6 +224,17 @@ func (m *model) scopeOr(scope key.Scope) key.Scope {
 		return m.scope()
 	}
 	return scope
+}
+
+func (m *model) take() {
+	if len(m.ids) == 0 {
+		return
+	}
+	id := rapid.SampledFrom(m.ids).Draw(m.T, "id")
+	n, limit := rapid.Uint64Range(0, 9).Draw(m.T, "n"), rapid.Uint64Range(0, 20).Draw(m.T, "limit")
+	got, err := m.inReal.Take(m.ctx(), id, n, limit)
+	want, specErr := m.inSpec.Take(m.ctx(), id, n, limit)
+	m.same(fmt.Sprintf("Take of %d of %d", n, limit), int(got), err, int(want), specErr)
 }
 
 func (m *model) readVersion() {

@@ -18,7 +18,7 @@ var rewrapTests = []test{
 				v.Blob, v.Parent = r.Blob, r.Parent
 			}
 		}
-		n, err := e.s.Rewrap(e.ctx, e.m.Inst(), rows)
+		n, err := e.s.Rewrap(e.ctx, e.m.Inst(), rows, nil)
 		if n != len(rows) || err != nil {
 			e.Fatalf("Rewrap: %d, %v; want %d, nil", n, err, len(rows))
 		}
@@ -41,7 +41,7 @@ var rewrapTests = []test{
 			r := e.m.Rewrap(v, f.Root.Versions[1].ID)
 			r.Old = old
 			e.unchanged(func() {
-				if n, err := e.s.Rewrap(e.ctx, e.m.Inst(), []store.Rewrap{r}); n != 0 || err != nil {
+				if n, err := e.s.Rewrap(e.ctx, e.m.Inst(), []store.Rewrap{r}, nil); n != 0 || err != nil {
 					e.Errorf("Rewrap where the old one is %s: %d, %v", what, n, err)
 				}
 			})
@@ -74,7 +74,7 @@ var rewrapTests = []test{
 		f := e.rotated()
 		r := e.m.Rewrap(&f.Data[0].Versions[0], f.Root.Versions[1].ID)
 		e.unchanged(func() {
-			if n, err := e.s.Rewrap(e.ctx, NewMaker(2).Inst(), []store.Rewrap{r}); n != 0 || err != nil {
+			if n, err := e.s.Rewrap(e.ctx, NewMaker(2).Inst(), []store.Rewrap{r}, nil); n != 0 || err != nil {
 				e.Errorf("Rewrap: %d, %v; want 0, nil", n, err)
 			}
 			e.wantRewrapped(0)
@@ -94,7 +94,7 @@ var rewrapTests = []test{
 			good, bad := e.m.Rewrap(&f.Data[0].Versions[0], parent), e.m.Rewrap(&f.Data[1].Versions[0], parent)
 			change(&bad)
 			e.unchanged(func() {
-				n, err := e.s.Rewrap(e.ctx, e.m.Inst(), []store.Rewrap{good, bad})
+				n, err := e.s.Rewrap(e.ctx, e.m.Inst(), []store.Rewrap{good, bad}, nil)
 				e.wantClass("Rewrap, "+what, err, errRefused)
 				if n != 0 {
 					e.Errorf("Rewrap, %s: %d and an error", what, n)
@@ -104,7 +104,7 @@ var rewrapTests = []test{
 		bad := e.m.Rewrap(&f.Root.Versions[0], "")
 		bad.IKKID = bad.IKKID[:15]
 		e.unchanged(func() {
-			_, err := e.s.Rewrap(e.ctx, e.m.Inst(), []store.Rewrap{bad})
+			_, err := e.s.Rewrap(e.ctx, e.m.Inst(), []store.Rewrap{bad}, nil)
 			e.wantClass("Rewrap, short ik_kid", err, errRefused)
 		})
 	})},
@@ -163,7 +163,7 @@ func (e *env) rewrapRoot(k *store.Key, i int) store.Rewrap {
 
 func (e *env) wantRewrapped(want int, rows ...store.Rewrap) {
 	e.Helper()
-	if n, err := e.s.Rewrap(e.ctx, e.m.Inst(), rows); n != want || err != nil {
+	if n, err := e.s.Rewrap(e.ctx, e.m.Inst(), rows, nil); n != want || err != nil {
 		e.Errorf("Rewrap: %d, %v; want %d, nil", n, err, want)
 	}
 }

@@ -77,9 +77,14 @@ func Run(t *testing.T, h Harness) {
 		{"shred", shredTests},
 		{"epochs", epochTests},
 		{"update", updateTests},
+		{"disabled", disabledTests},
 		{"rewrap", rewrapTests},
 		{"concurrency", concurrencyTests},
 		{"context", contextTests},
+		{"fleet", fleetTests},
+		{"lease", leaseTests},
+		{"take", takeTests},
+		{"due", dueTests},
 		{"transaction", txTests},
 		{"cascade", cascadeTests},
 		{"model", modelTests},
@@ -297,9 +302,10 @@ var equalBytes = cmp.FilterValues(func(a, b []byte) bool { return len(a)+len(b) 
 // diff compares what was given with what was read, but for what the store itself sets.
 func diff(want, got any) string {
 	return cmp.Diff(want, got, equalBytes, cmpopts.EquateEmpty(),
-		cmpopts.IgnoreFields(store.Family{}, "Now"),
+		cmpopts.IgnoreFields(store.Family{}, "Now", "Epoch"),
 		cmpopts.IgnoreFields(store.Installation{}, "Created"),
 		cmpopts.IgnoreFields(store.Slot{}, "Created"),
+		cmpopts.IgnoreFields(store.Version{}, "Disabled"),
 		cmpopts.IgnoreFields(store.Tombstone{}, "Destroyed"))
 }
 

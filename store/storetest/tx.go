@@ -3,6 +3,7 @@ package storetest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 
@@ -97,7 +98,7 @@ var txTests = []test{
 		e.wantClass("Create", err, errRefused)
 		empty := e.m.Rewrap(&k.Versions[1], before.Root.Versions[0].ID)
 		empty.Blob = nil
-		_, err = tx.Rewrap(e.ctx, e.m.Inst(), []store.Rewrap{e.m.Rewrap(&k.Versions[0], before.Root.Versions[0].ID), empty})
+		_, err = tx.Rewrap(e.ctx, e.m.Inst(), []store.Rewrap{e.m.Rewrap(&k.Versions[0], before.Root.Versions[0].ID), empty}, nil)
 		e.wantClass("Rewrap", err, errRefused)
 		if err := commit(); err != nil {
 			e.Fatalf("commit: %v", err)
@@ -131,6 +132,34 @@ var txTests = []test{
 			e.Fatalf("commit: %v", err)
 		}
 		e.key(key.Ref{Scope: e.scope(2), Purpose: "sessions"})
+	})},
+	{"goes on after a call whose context had ended", inTx(func(e *env, begin func() (store.Tx, func() error, func() error)) {
+		keys := e.m.Scope(e.scope(1), "sessions")
+		e.create(keys...)
+		reason := fmt.Errorf("no answer in time: %w", store.ErrUnavailable)
+		ctx, cancel := context.WithCancelCause(e.ctx)
+		cancel(reason)
+		tx, commit, _ := begin()
+		for what, call := range map[string]func() error{
+			"Create": func() error { _, err := tx.Create(ctx, e.m.Inst(), e.m.Scope(e.scope(2))); return err },
+			"Update": func() error { return tx.Update(ctx, e.m.Add(&keys[1], &keys[0])) },
+			"Shred":  func() error { _, err := tx.Shred(ctx, e.m.Inst(), e.scope(1)); return err },
+			"Take":   func() error { _, err := tx.Take(ctx, keys[1].Versions[0].ID, 1, 10); return err },
+			"Rewrap": func() error {
+				r := e.m.Rewrap(&keys[1].Versions[0], keys[0].Versions[0].ID)
+				_, err := tx.Rewrap(ctx, e.m.Inst(), []store.Rewrap{r}, nil)
+				return err
+			},
+		} {
+			if err := call(); !errors.Is(err, context.Canceled) || !errors.Is(err, reason) || errors.Is(err, store.ErrUnknownOutcome) {
+				e.Errorf("%s: %v; want %v because of %q", what, err, context.Canceled, reason)
+			}
+		}
+		e.changeAll(tx, keys)
+		if err := commit(); err != nil {
+			e.Errorf("commit: %v", err)
+		}
+		e.take(keys[1].Versions[0].ID, 10, 10, 10)
 	})},
 	{"is committed as a whole, or not at all, after a call that was cancelled on the way", inTx(cancelledInTx)},
 	{"is over after its end", inTx(func(e *env, begin func() (store.Tx, func() error, func() error)) {
@@ -218,7 +247,7 @@ func (e *env) changeAll(tx store.Tx, first []store.Key) {
 		e.Fatalf("Update inside: %v", err)
 	}
 	r := e.m.Rewrap(&first[1].Versions[0], first[0].Versions[0].ID)
-	if n, err := tx.Rewrap(e.ctx, e.m.Inst(), []store.Rewrap{r}); n != 1 || err != nil {
+	if n, err := tx.Rewrap(e.ctx, e.m.Inst(), []store.Rewrap{r}, nil); n != 1 || err != nil {
 		e.Fatalf("Rewrap inside: %d, %v", n, err)
 	}
 }

@@ -71,7 +71,7 @@ func (e *env) rewrapUnder(scope key.Scope, parent key.ID) {
 			rows = append(rows, e.m.Rewrap(&k.Versions[i], parent))
 		}
 	}
-	if n, err := e.s.Rewrap(e.ctx, e.m.Inst(), rows); n != len(rows) || err != nil {
+	if n, err := e.s.Rewrap(e.ctx, e.m.Inst(), rows, nil); n != len(rows) || err != nil {
 		e.Fatalf("Rewrap: %d, %v; want %d", n, err, len(rows))
 	}
 }
@@ -252,7 +252,7 @@ var updateTests = []test{
 			e.wantClass("Update", e.s.Update(e.ctx, add), store.ErrConflict)
 			_, err := e.s.Create(e.ctx, e.m.Inst(), []store.Key{fresh})
 			e.wantClass("Create", err, store.ErrConflict)
-			_, err = e.s.Rewrap(e.ctx, e.m.Inst(), rewrap)
+			_, err = e.s.Rewrap(e.ctx, e.m.Inst(), rewrap, nil)
 			e.wantClass("Rewrap", err, store.ErrConflict)
 		})
 		e.update(ref, e.m.Step(&k, 1, key.Retired))

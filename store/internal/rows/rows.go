@@ -75,7 +75,7 @@ func (f *Family) Add(r *Row) error {
 	var n Numbers
 	switch r.Table {
 	case Now:
-		f.f.Now = r.A
+		f.f.Now, f.f.Epoch = r.A, Fit[uint64](&n, r.B)
 	case Root, Data:
 		f.addKey(&n, r)
 	case RootVersion, DataVersion:
@@ -85,7 +85,7 @@ func (f *Family) Add(r *Row) error {
 		}
 		k.Versions = append(k.Versions, store.Version{
 			ID: r.ID, Number: Fit[key.Version](&n, r.A), State: Fit[key.State](&n, r.B), Alg: Fit[key.Alg](&n, r.C), Created: r.D,
-			Commit: r.Y, Blob: r.Z, Parent: key.ID(r.Name), IKKID: r.X,
+			Disabled: r.E, Commit: r.Y, Blob: r.Z, Parent: key.ID(r.Name), IKKID: r.X,
 		})
 	case RootTombstone, DataTombstone:
 		k := f.key(r.Owner)

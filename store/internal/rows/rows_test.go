@@ -33,7 +33,7 @@ func some() []Row {
 		{Table: Data, ID: "kdk_z", Owner: "krk_a", Name: "z", A: 9, B: 3},
 		{Table: Data, ID: "kdk_b", Owner: "krk_a", Name: "b", A: 9, B: 1},
 		{Table: DataVersion, ID: "kdkv_z3", Owner: "kdk_z", Name: "krkv_a2", A: 3, B: 2, C: 1, D: 6},
-		{Table: DataVersion, ID: "kdkv_z2", Owner: "kdk_z", Name: "krkv_a2", A: 2, B: 3, C: 1, D: 6},
+		{Table: DataVersion, ID: "kdkv_z2", Owner: "kdk_z", Name: "krkv_a2", A: 2, B: 4, C: 1, D: 6, E: 9},
 		{Table: DataTombstone, ID: "kdkv_z1", Owner: "kdk_z", A: 1, C: 2, D: 8},
 	}
 }
@@ -55,7 +55,7 @@ func TestFamily(t *testing.T) {
 			{
 				ID: "kdk_z", Kind: key.DEK, RootKeyID: "krk_a", Purpose: "z", Manifest: store.Manifest{Seq: 9, Head: 3},
 				Versions: []store.Version{
-					{ID: "kdkv_z2", Number: 2, State: 3, Alg: 1, Created: 6, Parent: "krkv_a2"},
+					{ID: "kdkv_z2", Number: 2, State: 4, Disabled: 9, Alg: 1, Created: 6, Parent: "krkv_a2"},
 					{ID: "kdkv_z3", Number: 3, State: 2, Alg: 1, Created: 6, Parent: "krkv_a2"},
 				},
 				Tombstones: []store.Tombstone{{ID: "kdkv_z1", Number: 1, Alg: 2, Destroyed: 8}},

@@ -80,7 +80,19 @@ var InTx = []Operation{
 			for _, v := range f.Data[0].Versions {
 				rows = append(rows, m.Rewrap(&v, f.Root.Versions[0].ID))
 			}
-			_, err = q.Rewrap(ctx, m.Inst(), append(rows, m.Rewrap(&f.Root.Versions[0], "")))
+			_, err = q.Rewrap(ctx, m.Inst(), append(rows, m.Rewrap(&f.Root.Versions[0], "")), nil)
+			return err
+		},
+	},
+	{
+		Name:    "Take",
+		Prepare: WithLife,
+		Run: func(ctx context.Context, _ store.Store, q store.Queries, _ *storetest.Maker) error {
+			f, err := q.Key(ctx, shared)
+			if err != nil {
+				return err
+			}
+			_, err = q.Take(ctx, f.Data[0].Versions[1].ID, 7, 1000)
 			return err
 		},
 	},

@@ -192,6 +192,69 @@ create function {schema}{prefix}_bucket(key_id text) returns smallint language s
     select greatest(0, strpos('0123456789abcdefghijklmnopqrstuv', nullif(lower(substr(key_id, 5, 1)), '')) - 1)::smallint
 $$;
 
+-- The processes that use the keys. Each writes its own row every few seconds: half of a page stays free, so that the new
+-- row has room beside the old one, and no index changes.
+create table {schema}{prefix}_instance (
+    private_id text collate "C" not null,
+    name text collate "C" not null,
+    -- 32 epochs of 8 bytes, big endian.
+    seen bytea not null,
+    life bigint not null,
+    since bigint not null,
+    signed bigint not null,
+
+    constraint {prefix}_instance_pkey primary key (private_id),
+    constraint {prefix}_instance_private_id check (
+        length(private_id) = octet_length(private_id)
+        and length(private_id) between 1 and 64),
+    constraint {prefix}_instance_name check (octet_length(name) <= 255),
+    constraint {prefix}_instance_seen check (octet_length(seen) = 256),
+    constraint {prefix}_instance_life check (life >= 0),
+    constraint {prefix}_instance_since check (since > 0),
+    constraint {prefix}_instance_signed check (signed > 0)
+) with (fillfactor = 50);
+
+create trigger {prefix}_instance_immutable
+before update of private_id, since on {schema}{prefix}_instance
+for each row
+when (old.private_id is distinct from new.private_id or old.since is distinct from new.since)
+execute function {schema}{prefix}_refuse('what identifies an instance never changes');
+
+-- A row stays when its lease is over, with until in the past, so that no fence comes twice.
+create table {schema}{prefix}_lease (
+    name text collate "C" not null,
+    owner text collate "C" not null,
+    fence bigint not null,
+    until bigint not null,
+
+    constraint {prefix}_lease_pkey primary key (name),
+    constraint {prefix}_lease_name check (
+        length(name) = octet_length(name)
+        and length(name) between 1 and 64),
+    constraint {prefix}_lease_owner check (
+        length(owner) = octet_length(owner)
+        and length(owner) between 1 and 64),
+    constraint {prefix}_lease_fence check (fence >= 1),
+    constraint {prefix}_lease_until check (until >= 0)
+);
+
+create trigger {prefix}_lease_immutable
+before update of name on {schema}{prefix}_lease
+for each row
+when (old.name is distinct from new.name)
+execute function {schema}{prefix}_refuse('what identifies a lease never changes');
+
+create trigger {prefix}_lease_fence_grows
+before update on {schema}{prefix}_lease
+for each row
+when (new.fence < old.fence or new.fence = old.fence and new.owner <> old.owner)
+execute function {schema}{prefix}_refuse('a new owner needs a greater fence');
+
+create trigger {prefix}_lease_kept
+before delete on {schema}{prefix}_lease
+for each row
+execute function {schema}{prefix}_refuse('without its row the fences of a lease would come twice');
+
 -- What truncate empties, no other trigger sees, and it goes on to the tables that refer to it. So every table whose rows are
 -- kept has a trigger, named no_truncate, that refuses it: also to a truncate of the application's that cascades to it.
 
@@ -222,5 +285,15 @@ execute function {schema}{prefix}_refuse('keys are not truncated: delete the sco
 
 create trigger {prefix}_epoch_no_truncate
 before truncate on {schema}{prefix}_epoch
+for each statement
+execute function {schema}{prefix}_refuse('keys are not truncated: delete the scopes instead');
+
+create trigger {prefix}_instance_no_truncate
+before truncate on {schema}{prefix}_instance
+for each statement
+execute function {schema}{prefix}_refuse('keys are not truncated: delete the scopes instead');
+
+create trigger {prefix}_lease_no_truncate
+before truncate on {schema}{prefix}_lease
 for each statement
 execute function {schema}{prefix}_refuse('keys are not truncated: delete the scopes instead');

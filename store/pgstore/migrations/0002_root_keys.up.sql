@@ -30,7 +30,7 @@ create table {schema}{prefix}_root_key (
     constraint {prefix}_root_key_created check (created > 0){scope_reference}
 );
 
-create index {prefix}_root_key_rotate_at_idx on {schema}{prefix}_root_key (rotate_at) where rotate_at is not null;
+create index {prefix}_root_key_rotate_at_idx on {schema}{prefix}_root_key (rotate_at, private_id) where rotate_at is not null;
 
 create trigger {prefix}_root_key_immutable
 before update of private_id, created on {schema}{prefix}_root_key
@@ -85,6 +85,8 @@ create table {schema}{prefix}_root_key_version (
     key bytea not null,
     ik_kid bytea not null,
     created bigint not null,
+    -- Since when it is; the trigger of state_change writes it.
+    disabled bigint,
 
     constraint {prefix}_root_key_version_pkey primary key (private_id),
     constraint {prefix}_root_key_version_version_key unique (root_key_id, version),
@@ -102,6 +104,7 @@ create table {schema}{prefix}_root_key_version (
     constraint {prefix}_root_key_version_commitment check (octet_length(commitment) = 32),
     constraint {prefix}_root_key_version_key check (octet_length(key) > 0),
     constraint {prefix}_root_key_version_created check (created > 0),
+    constraint {prefix}_root_key_version_disabled check ((disabled is not null) = (state = 4) and coalesce(disabled, 1) > 0),
     constraint {prefix}_root_key_version_ik_kid check (octet_length(ik_kid) = 16),
     constraint {prefix}_root_key_version_key_fkey foreign key (root_key_id)
         references {schema}{prefix}_root_key (private_id) on delete cascade
@@ -113,6 +116,8 @@ alter table {schema}{prefix}_root_key add constraint {prefix}_root_key_head_fkey
     references {schema}{prefix}_root_key_version (root_key_id, version, state) deferrable initially deferred;
 
 create unique index {prefix}_root_key_version_one_active on {schema}{prefix}_root_key_version (root_key_id) where state = 2;
+
+create index {prefix}_root_key_version_pending_idx on {schema}{prefix}_root_key_version (created, root_key_id) where state = 1;
 
 create function {schema}{prefix}_root_key_version_dense() returns trigger language plpgsql {function_options}as $$
 begin
@@ -179,6 +184,7 @@ begin
         raise exception '%: a version does not go from this state to that one', tg_name
             using errcode = 'check_violation', constraint = tg_name, table = tg_table_name, schema = tg_table_schema;
     end if;
+    new.disabled := case when new.state = 4 then floor(extract(epoch from statement_timestamp()))::bigint end;
     return new;
 end
 $$;

@@ -38,7 +38,7 @@ create table {schema}{prefix}_data_key (
         references {schema}{prefix}_root_key (private_id) on delete cascade
 );
 
-create index {prefix}_data_key_rotate_at_idx on {schema}{prefix}_data_key (rotate_at) where rotate_at is not null;
+create index {prefix}_data_key_rotate_at_idx on {schema}{prefix}_data_key (rotate_at, private_id) where rotate_at is not null;
 
 create trigger {prefix}_data_key_immutable
 before update of private_id, root_key_id, purpose, created on {schema}{prefix}_data_key
@@ -94,6 +94,8 @@ create table {schema}{prefix}_data_key_version (
     -- Wrapped under the root key version.
     key bytea not null,
     created bigint not null,
+    -- Since when it is; the trigger of state_change writes it.
+    disabled bigint,
 
     constraint {prefix}_data_key_version_pkey primary key (private_id),
     constraint {prefix}_data_key_version_version_key unique (data_key_id, version),
@@ -111,6 +113,7 @@ create table {schema}{prefix}_data_key_version (
     constraint {prefix}_data_key_version_commitment check (octet_length(commitment) = 32),
     constraint {prefix}_data_key_version_key check (octet_length(key) > 0),
     constraint {prefix}_data_key_version_created check (created > 0),
+    constraint {prefix}_data_key_version_disabled check ((disabled is not null) = (state = 4) and coalesce(disabled, 1) > 0),
     constraint {prefix}_data_key_version_key_fkey foreign key (data_key_id)
         references {schema}{prefix}_data_key (private_id) on delete cascade,
     -- Not restrict, and not at once: deleting the root key takes both sides, in an order that is not ours.
@@ -126,6 +129,8 @@ alter table {schema}{prefix}_data_key add constraint {prefix}_data_key_head_fkey
 create index {prefix}_data_key_version_parent_idx on {schema}{prefix}_data_key_version (root_key_version_id);
 
 create unique index {prefix}_data_key_version_one_active on {schema}{prefix}_data_key_version (data_key_id) where state = 2;
+
+create index {prefix}_data_key_version_pending_idx on {schema}{prefix}_data_key_version (created, data_key_id) where state = 1;
 
 create function {schema}{prefix}_data_key_version_dense() returns trigger language plpgsql {function_options}as $$
 begin
@@ -192,6 +197,7 @@ begin
         raise exception '%: a version does not go from this state to that one', tg_name
             using errcode = 'check_violation', constraint = tg_name, table = tg_table_name, schema = tg_table_schema;
     end if;
+    new.disabled := case when new.state = 4 then floor(extract(epoch from statement_timestamp()))::bigint end;
     return new;
 end
 $$;
@@ -227,6 +233,51 @@ for each row
 when (old.state not in (1, 4))
 execute function {schema}{prefix}_data_key_version_destroyable();
 
+-- How many messages of a version were given out, and since when that is four fifths of what may be. It has no foreign
+-- key, as nothing but the application's ciphertexts may be in the way of destroying a version.
+create table {schema}{prefix}_usage (
+    private_id text collate "C" not null,
+    taken bigint not null,
+    used_at bigint,
+
+    constraint {prefix}_usage_pkey primary key (private_id),
+    constraint {prefix}_usage_private_id check (
+        length(private_id) = octet_length(private_id)
+        and length(private_id) between 6 and 64
+        and starts_with(private_id, 'kdkv_')),
+    constraint {prefix}_usage_taken check (taken >= 0),
+    constraint {prefix}_usage_used_at check (used_at is null or used_at > 0)
+);
+
+create index {prefix}_usage_used_at_idx on {schema}{prefix}_usage (used_at, private_id) where used_at is not null;
+
+create trigger {prefix}_usage_immutable
+before update of private_id on {schema}{prefix}_usage
+for each row
+when (old.private_id is distinct from new.private_id)
+execute function {schema}{prefix}_refuse('what identifies a usage never changes');
+
+create trigger {prefix}_usage_grows
+before update of taken on {schema}{prefix}_usage
+for each row
+when (new.taken < old.taken)
+execute function {schema}{prefix}_refuse('what was given out is not taken back');
+
+create function {schema}{prefix}_usage_kept() returns trigger language plpgsql {function_options}as $$
+begin
+    if exists (select 1 from {schema}{prefix}_data_key_version where private_id = old.private_id) then
+        raise exception '%: what was given out of a version is known as long as the version is there', tg_name
+            using errcode = 'check_violation', constraint = tg_name, table = tg_table_name, schema = tg_table_schema;
+    end if;
+    return old;
+end
+$$;
+
+create trigger {prefix}_usage_kept
+before delete on {schema}{prefix}_usage
+for each row
+execute function {schema}{prefix}_usage_kept();
+
 -- For a statement and not for each row: all rows are gone before the first trigger after them, and tombstones come by
 -- number.
 create function {schema}{prefix}_data_key_version_bury() returns trigger language plpgsql {function_options}as $$
@@ -235,6 +286,7 @@ begin
     select data_key_id, version, private_id, 'dek', alg, commitment from gone order by data_key_id, version;
     insert into {schema}{prefix}_epoch (bucket, n)
     select {schema}{prefix}_bucket(data_key_id), {schema}{prefix}_epoch_step() from gone group by data_key_id;
+    delete from {schema}{prefix}_usage u using gone where u.private_id = gone.private_id;
     return null;
 end
 $$;
@@ -343,5 +395,10 @@ execute function {schema}{prefix}_refuse('keys are not truncated: delete the sco
 
 create trigger {prefix}_data_key_version_no_truncate
 before truncate on {schema}{prefix}_data_key_version
+for each statement
+execute function {schema}{prefix}_refuse('keys are not truncated: delete the scopes instead');
+
+create trigger {prefix}_usage_no_truncate
+before truncate on {schema}{prefix}_usage
 for each statement
 execute function {schema}{prefix}_refuse('keys are not truncated: delete the scopes instead');

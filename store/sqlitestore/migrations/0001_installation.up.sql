@@ -252,3 +252,92 @@ create table {prefix}_epoch (
 );
 
 create index {prefix}_epoch_bucket_idx on {prefix}_epoch (bucket, n);
+
+-- The processes that seal with keys which they read earlier. Who destroys a version looks here first.
+create table {prefix}_instance (
+    private_id text not null,
+    name text not null,
+    -- The epochs before which it uses nothing any more: 32 numbers of eight bytes, big endian.
+    seen blob not null,
+    life integer not null,
+    since integer not null default (cast(strftime('%s', 'now') as integer)),
+    signed integer not null default (cast(strftime('%s', 'now') as integer)),
+
+    constraint {prefix}_instance_pkey primary key (private_id),
+    constraint {prefix}_instance_private_id check (
+        typeof(private_id) = 'text'
+        and length(private_id) = length(cast(private_id as blob))
+        and length(private_id) between 1 and 64),
+    constraint {prefix}_instance_name check (
+        typeof(name) = 'text'
+        and length(cast(name as blob)) <= 255
+        and instr(cast(name as blob), x'00') = 0),
+    constraint {prefix}_instance_seen check (typeof(seen) = 'blob' and length(seen) = 256),
+    constraint {prefix}_instance_life check (typeof(life) = 'integer' and life >= 0),
+    constraint {prefix}_instance_since check (typeof(since) = 'integer' and since > 0),
+    constraint {prefix}_instance_signed check (typeof(signed) = 'integer' and signed > 0)
+);
+
+create trigger {prefix}_instance_no_replace
+before insert on {prefix}_instance
+when exists (select 1 from {prefix}_instance where private_id = new.private_id)
+    or exists (select 1 from {prefix}_instance where rowid = new.rowid)
+begin
+    select raise(abort, '{prefix}_instance_no_replace: a row that is there is never replaced');
+end;
+
+create trigger {prefix}_instance_immutable
+before update on {prefix}_instance
+when old.rowid <> new.rowid or old.private_id is not new.private_id or old.since is not new.since
+begin
+    select raise(abort, '{prefix}_instance_immutable: what identifies an instance never changes');
+end;
+
+-- Names that one owner has for some time. The row stays when the time is over, so that no fence comes twice.
+create table {prefix}_lease (
+    name text not null,
+    owner text not null,
+    fence integer not null,
+    -- 0: released.
+    until integer not null,
+
+    constraint {prefix}_lease_pkey primary key (name),
+    constraint {prefix}_lease_name check (
+        typeof(name) = 'text'
+        and length(name) = length(cast(name as blob))
+        and length(name) between 1 and 64),
+    constraint {prefix}_lease_owner check (
+        typeof(owner) = 'text'
+        and length(owner) = length(cast(owner as blob))
+        and length(owner) between 1 and 64),
+    constraint {prefix}_lease_fence check (typeof(fence) = 'integer' and fence >= 1),
+    constraint {prefix}_lease_until check (typeof(until) = 'integer' and until >= 0)
+);
+
+create trigger {prefix}_lease_no_replace
+before insert on {prefix}_lease
+when exists (select 1 from {prefix}_lease where name = new.name)
+    or exists (select 1 from {prefix}_lease where rowid = new.rowid)
+begin
+    select raise(abort, '{prefix}_lease_no_replace: a row that is there is never replaced');
+end;
+
+create trigger {prefix}_lease_immutable
+before update on {prefix}_lease
+when old.rowid <> new.rowid or old.name is not new.name
+begin
+    select raise(abort, '{prefix}_lease_immutable: what identifies a lease never changes');
+end;
+
+create trigger {prefix}_lease_fence_grows
+before update on {prefix}_lease
+when new.fence < old.fence or new.owner <> old.owner and new.fence = old.fence
+begin
+    select raise(abort, '{prefix}_lease_fence_grows: a new owner needs a greater fence');
+end;
+
+create trigger {prefix}_lease_kept
+before delete on {prefix}_lease
+begin
+    select raise(abort, '{prefix}_lease_kept: without its row a fence could come twice');
+end;

@@ -35,7 +35,7 @@ create table {prefix}_root_key (
         references {prefix}_root_key_version (root_key_id, version, state) deferrable initially deferred{scope_reference}
 );
 
-create index {prefix}_root_key_rotate_at_idx on {prefix}_root_key (rotate_at) where rotate_at is not null;
+create index {prefix}_root_key_rotate_at_idx on {prefix}_root_key (rotate_at, private_id) where rotate_at is not null;
 
 create trigger {prefix}_root_key_no_replace
 before insert on {prefix}_root_key
@@ -100,6 +100,8 @@ create table {prefix}_root_key_version (
     key blob not null,
     ik_kid blob not null,
     created integer not null,
+    -- When it was disabled.
+    disabled integer,
 
     constraint {prefix}_root_key_version_pkey primary key (private_id),
     constraint {prefix}_root_key_version_version_key unique (root_key_id, version),
@@ -118,12 +120,16 @@ create table {prefix}_root_key_version (
     constraint {prefix}_root_key_version_commitment check (typeof(commitment) = 'blob' and length(commitment) = 32),
     constraint {prefix}_root_key_version_key check (typeof(key) = 'blob' and length(key) > 0),
     constraint {prefix}_root_key_version_created check (typeof(created) = 'integer' and created > 0),
+    constraint {prefix}_root_key_version_disabled check (
+        typeof(disabled) in ('integer', 'null') and (disabled is not null) = (state = 4) and coalesce(disabled, 1) > 0),
     constraint {prefix}_root_key_version_ik_kid check (typeof(ik_kid) = 'blob' and length(ik_kid) = 16),
     constraint {prefix}_root_key_version_key_fkey foreign key (root_key_id)
         references {prefix}_root_key (private_id) on delete cascade
 );
 
 create unique index {prefix}_root_key_version_one_active on {prefix}_root_key_version (root_key_id) where state = 2;
+
+create index {prefix}_root_key_version_pending_idx on {prefix}_root_key_version (created, root_key_id) where state = 1;
 
 create trigger {prefix}_root_key_version_no_replace
 before insert on {prefix}_root_key_version

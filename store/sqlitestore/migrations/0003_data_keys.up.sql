@@ -45,7 +45,7 @@ create table {prefix}_data_key (
         references {prefix}_root_key (private_id) on delete cascade
 );
 
-create index {prefix}_data_key_rotate_at_idx on {prefix}_data_key (rotate_at) where rotate_at is not null;
+create index {prefix}_data_key_rotate_at_idx on {prefix}_data_key (rotate_at, private_id) where rotate_at is not null;
 
 create trigger {prefix}_data_key_no_replace
 before insert on {prefix}_data_key
@@ -109,6 +109,8 @@ create table {prefix}_data_key_version (
     -- Wrapped under the root key version.
     key blob not null,
     created integer not null,
+    -- When it was disabled.
+    disabled integer,
 
     constraint {prefix}_data_key_version_pkey primary key (private_id),
     constraint {prefix}_data_key_version_version_key unique (data_key_id, version),
@@ -127,6 +129,8 @@ create table {prefix}_data_key_version (
     constraint {prefix}_data_key_version_commitment check (typeof(commitment) = 'blob' and length(commitment) = 32),
     constraint {prefix}_data_key_version_key check (typeof(key) = 'blob' and length(key) > 0),
     constraint {prefix}_data_key_version_created check (typeof(created) = 'integer' and created > 0),
+    constraint {prefix}_data_key_version_disabled check (
+        typeof(disabled) in ('integer', 'null') and (disabled is not null) = (state = 4) and coalesce(disabled, 1) > 0),
     constraint {prefix}_data_key_version_key_fkey foreign key (data_key_id)
         references {prefix}_data_key (private_id) on delete cascade,
     -- Not restrict, and not at once: deleting the root key takes both sides, in an order that is not ours.
@@ -137,6 +141,8 @@ create table {prefix}_data_key_version (
 create index {prefix}_data_key_version_parent_idx on {prefix}_data_key_version (root_key_version_id);
 
 create unique index {prefix}_data_key_version_one_active on {prefix}_data_key_version (data_key_id) where state = 2;
+
+create index {prefix}_data_key_version_pending_idx on {prefix}_data_key_version (created, data_key_id) where state = 1;
 
 create trigger {prefix}_data_key_version_no_replace
 before insert on {prefix}_data_key_version
@@ -218,6 +224,7 @@ after delete on {prefix}_data_key_version
 begin
     insert into {prefix}_tombstone (key_id, version, private_id, kind, alg, commitment)
     values (old.data_key_id, old.version, old.private_id, 'dek', old.alg, old.commitment);
+    delete from {prefix}_usage where private_id = old.private_id;
     insert into {prefix}_epoch (bucket, n)
     values (max(0, instr('0123456789abcdefghijklmnopqrstuv', lower(substr(old.data_key_id, 5, 1))) - 1), abs(random() % 1000000000) + 1);
 end;
@@ -242,6 +249,70 @@ when not exists (
     where k.private_id = new.data_key_id and p.private_id = new.root_key_version_id and p.alg = 1)
 begin
     select raise(abort, '{prefix}_data_key_version_parent_update: the parent is no version of the root key that wraps');
+end;
+
+-- How many of the messages that it may seal were taken of a data key version. It has no foreign key: those that
+-- reference versions are the application's. A version without a row had none taken.
+create table {prefix}_usage (
+    private_id text not null,
+    taken integer not null,
+    -- Since when four fifths are taken; null again when the version is not the head any more.
+    used_at integer,
+
+    constraint {prefix}_usage_pkey primary key (private_id),
+    constraint {prefix}_usage_private_id check (
+        typeof(private_id) = 'text'
+        and length(private_id) = length(cast(private_id as blob))
+        and length(private_id) <= 64
+        and private_id glob 'kdkv_?*'),
+    constraint {prefix}_usage_taken check (typeof(taken) = 'integer' and taken >= 0),
+    constraint {prefix}_usage_used_at check (typeof(used_at) in ('integer', 'null') and coalesce(used_at, 1) > 0)
+);
+
+create index {prefix}_usage_used_at_idx on {prefix}_usage (used_at, private_id) where used_at is not null;
+
+create trigger {prefix}_usage_no_replace
+before insert on {prefix}_usage
+when exists (select 1 from {prefix}_usage where private_id = new.private_id)
+    or exists (select 1 from {prefix}_usage where rowid = new.rowid)
+begin
+    select raise(abort, '{prefix}_usage_no_replace: a row that is there is never replaced');
+end;
+
+create trigger {prefix}_usage_immutable
+before update on {prefix}_usage
+when old.rowid <> new.rowid or old.private_id is not new.private_id
+begin
+    select raise(abort, '{prefix}_usage_immutable: what identifies a usage never changes');
+end;
+
+create trigger {prefix}_usage_of_version
+before insert on {prefix}_usage
+when not exists (select 1 from {prefix}_data_key_version where private_id = new.private_id)
+begin
+    select raise(abort, '{prefix}_usage_of_version: there is no such version');
+end;
+
+create trigger {prefix}_usage_grows
+before update of taken on {prefix}_usage
+when new.taken < old.taken
+begin
+    select raise(abort, '{prefix}_usage_grows: what was taken is never given back');
+end;
+
+create trigger {prefix}_usage_kept
+before delete on {prefix}_usage
+when exists (select 1 from {prefix}_data_key_version where private_id = old.private_id)
+begin
+    select raise(abort, '{prefix}_usage_kept: without its row a version could seal as much again');
+end;
+
+-- The list of what is used up is one of heads: it should not have to look at all that ever were.
+create trigger {prefix}_data_key_version_retire
+after update of state on {prefix}_data_key_version
+when old.state = 2 and new.state = 3
+begin
+    update {prefix}_usage set used_at = null where private_id = new.private_id;
 end;
 
 -- Who disables a parent counts what it wraps.

@@ -34,6 +34,8 @@ Start with "keyhold demo": the whole life of a key, on real data, in seconds. Th
   keyhold seal --scope org_42 --purpose client-secrets <secret >sealed
   keyhold open <sealed
 
+Keys that are due are rotated by the application's processes, with Manager.Run, or by "keyhold run"; key policy says when.
+
 Where things are: --db, --root and --pin, or else the environment's KEYHOLD_DB, KEYHOLD_ROOT and KEYHOLD_PIN (pins
 separated by commas). A database is sqlite:PATH; or postgres://USER@HOST/DATABASE, or keywords and values such as
 "service=app", both as PostgreSQL's own programs read them: what an address does not say comes from the PG* variables, the
@@ -97,14 +99,14 @@ func (a *app) command() *cobra.Command {
 	flags.StringArrayVar(&a.pins, "pin", nil, "a pin that the installation may have, as init printed it; can be repeated (or KEYHOLD_PIN)")
 	flags.StringVar(&a.prefix, "prefix", migrate.DefaultPrefix, "what the names of the tables begin with")
 	flags.StringVar(&a.schema, "schema", "", "on PostgreSQL, the schema of the tables (default where the search_path finds them)")
-	flags.DurationVar(&a.timeout, "timeout", keyhold.DefaultTimeout,
-		"how long one call to the database or the root may take; negative is for ever, 0 is refused")
+	a.timeout = keyhold.DefaultTimeout
+	flags.Var((*limit)(&a.timeout), "timeout", "how long one call to the database or the root may take; negative is for ever, 0 is refused")
 	flags.BoolVar(&a.json, "json", false, "print JSON")
 
 	root.SetHelpCommand(helpCommand())
 	root.AddCommand(
 		a.demoCommand(), a.rootCommand(), a.initCommand(), a.scopeCommand(), a.keyCommand(), a.sealCommand(), a.openCommand(),
-		a.statusCommand(), a.doctorCommand(), a.migrateCommand(), a.importCommand(), a.versionCommand(),
+		a.runCommand(), a.statusCommand(), a.doctorCommand(), a.migrateCommand(), a.importCommand(), a.versionCommand(),
 	)
 	a.commands = commandsOf(root)
 	return root

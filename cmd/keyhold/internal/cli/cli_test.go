@@ -151,7 +151,8 @@ func TestOutputThatCannotBeWrittenIsAFailureOfEveryCommandThatPrints(t *testing.
 		"init", "scope create s --purpose p", "scope list", "scope reconcile --purpose p", "key list", "key list s", "key rotate s",
 		"key rotate s --rewrap", "key rewrap s", "key rewrap --all", "key references",
 		"seal --scope s --purpose p", "open", "key disable " + id, "key enable " + id, "key disable " + id, "key destroy " + id,
-		"key destroy --yes " + id, "status", "migrate up", "migrate status", "migrate print", "version",
+		"key destroy --yes --grace 0 " + id, "key policy s --purpose p --max-messages 7", "run --once",
+		"status", "migrate up", "migrate status", "migrate print", "version",
 	} {
 		for _, json := range []string{"", "--json"} {
 			t.Run(command+json, func(t *testing.T) {
@@ -177,35 +178,68 @@ func TestATimeoutOfNothingIsSaidAsOne(t *testing.T) {
 }
 
 func TestStatusCountsWhatNeedsAttention(t *testing.T) {
-	due := time.Now().Add(-time.Minute)
-	k := keyhold.KeyInfo{
-		Ref: key.Ref{Scope: "s", Purpose: "p"}, Head: 2, RotateAt: due, Due: true,
-		Versions: []keyhold.VersionInfo{
-			{Number: 1, State: key.Destroyed},
-			{Number: 2, State: key.Active, Behind: true},
-			{Number: 3, State: key.Pending},
+	now := time.Unix(1_800_000_000, 0).UTC()
+	at := func(before time.Duration) time.Time { return now.Add(-before) }
+	k := func(due, pending time.Duration) *keyhold.KeyInfo {
+		return &keyhold.KeyInfo{
+			ID: "kdk_1", Ref: key.Ref{Scope: "s", Purpose: "p"}, Head: 2, RotateAt: at(due), Due: true,
+			Versions: []keyhold.VersionInfo{
+				{Number: 1, State: key.Destroyed},
+				{Number: 2, State: key.Active, Behind: true},
+				{Number: 3, State: key.Pending, Created: at(pending)},
+			},
+		}
+	}
+	used := func(head key.Version, since time.Duration) map[key.ID]store.Due {
+		return map[key.ID]store.Due{"kdk_1": {Head: head, At: at(since).Unix()}}
+	}
+	const (
+		due     = "due since 2027-01-15T07:59:00Z"
+		pending = "version 3 is pending since 2027-01-15T07:59:59Z"
+		behind  = "1 version is behind: rewrap the scope"
+		nearly  = "four fifths of the messages of version 2 are given out since 2027-01-15T08:00:00Z"
+	)
+	for _, test := range []struct {
+		name string
+		key  *keyhold.KeyInfo
+		used map[key.ID]store.Due
+
+		usedKeys, overdue int
+		want              []string
+	}{
+		{"all is new", k(time.Minute, time.Second), used(2, 0), 1, 0, []string{pending, behind, due, nearly}},
+		{"what a version used that is the head no more", k(time.Minute, time.Second), used(1, 0), 0, 0, []string{pending, behind, due}},
+		{"an hour is not overdue", k(time.Hour, time.Second), nil, 0, 0, []string{pending, behind, "due since 2027-01-15T07:00:00Z"}},
+		{
+			"due for too long", k(time.Hour+time.Second, time.Second), nil, 0, 1,
+			[]string{pending, behind, "overdue: due since 2027-01-15T06:59:59Z"},
 		},
-	}
-	st := status{Versions: map[string]int{}}
-	for range statusListed {
-		st.count(&k)
-	}
-	got := st
-	got.Attention = st.Attention[:3]
-	want := status{
-		DataKeys: statusListed, Due: statusListed, Behind: statusListed, Pending: statusListed,
-		Versions: map[string]int{"destroyed": statusListed, "active": statusListed, "pending": statusListed},
-		Attention: []attention{
-			{"s", "data", "p", "the rotation to version 3 was begun and not ended: rotate it again"},
-			{"s", "data", "p", "1 version is behind: rewrap the scope"},
-			{"s", "data", "p", "due since " + timeText(due) + ": rotate it"},
+		{
+			"pending for too long", k(time.Minute, 2*time.Hour), nil, 0, 1,
+			[]string{"overdue: version 3 is pending since 2027-01-15T06:00:00Z", behind, due},
 		},
-	}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Error(diff)
-	}
-	if len(st.Attention) != statusListed {
-		t.Errorf("%d things are listed", len(st.Attention))
+		{
+			"used up for too long, and due", k(2*time.Hour, time.Second), used(2, 2*time.Hour), 1, 1,
+			[]string{
+				pending, behind, "overdue: due since 2027-01-15T06:00:00Z",
+				"overdue: four fifths of the messages of version 2 are given out since 2027-01-15T06:00:00Z",
+			},
+		},
+	} {
+		st := status{Versions: map[string]int{}, now: now, used: test.used}
+		for range statusListed {
+			st.count(test.key)
+		}
+		counts := []int{st.DataKeys, st.Due, st.Pending, st.Behind, st.Used, st.Overdue, len(st.Attention)}
+		const n = statusListed
+		if diff := cmp.Diff([]int{n, n, n, n, n * test.usedKeys, n * test.overdue, n}, counts); diff != "" {
+			t.Errorf("%s: %s", test.name, diff)
+		}
+		for i, what := range test.want {
+			if diff := cmp.Diff(attention{"s", "data", "p", what}, st.Attention[i]); diff != "" {
+				t.Errorf("%s: %s", test.name, diff)
+			}
+		}
 	}
 }
 
@@ -220,6 +254,25 @@ func TestEveryErrorThatACallerCanDecideOnIsOneSentence(t *testing.T) {
 		{wrapped(keyhold.ErrDisabled), "disabled", "the ciphertext's key version is disabled or destroyed"},
 		{wrapped(keyhold.ErrRolledBack), "rolled_back", wrapped(keyhold.ErrRolledBack).Error()},
 		{wrapped(keyhold.ErrTooLarge), "too_large", `scope "s": do it`},
+		{
+			wrapped(&keyhold.UnseenError{Instances: []keyhold.InstanceInfo{
+				{Name: "host app 7", Signed: time.Unix(1_800_000_000, 0), Until: time.Unix(1_800_000_960, 0)}, {ID: "ki_1", Name: "a\x1b[2J"}, {ID: "ki_2"},
+			}}),
+			"unseen", "these processes have not seen the last change: host app 7 (last sign 2027-01-15T08:00:00Z, " +
+				`live until 2027-01-15T08:16:00Z), "a\u001b[2J" (last sign -, live until -), ki_2 (last sign -, live until -)`,
+		},
+		{
+			wrapped(fmt.Errorf("key version kdkv_1: %w", keyhold.ErrUsedUp)),
+			"used_up", `scope "s": do it: key version kdkv_1 has sealed all the messages that its policy allows`,
+		},
+		{
+			wrapped(fmt.Errorf("%w: the last answer is 1h0m0s old: %w", keyhold.ErrStale, keyhold.ErrUnavailable)),
+			"stale", "the database has been away for longer than keys are used without it",
+		},
+		{
+			wrapped(&keyhold.InUseError{ID: "kdkv_1", References: []keyhold.Reference{{Column: keyhold.Column{Table: "t", Column: "c"}, Rows: 2}}}),
+			"in_use", "key version kdkv_1 is in use: rows that have its id: 2 in t.c",
+		},
 		{wrapped(keyhold.ErrForeignKey), "foreign_key", `scope "s": do it: the application's tables refuse`},
 		{wrapped(keyhold.ErrNotFound), "not_found", `scope "s": do it is not there`},
 		{
@@ -246,7 +299,7 @@ func TestEveryErrorThatACallerCanDecideOnIsOneSentence(t *testing.T) {
 		},
 		{
 			wrapped(store.ErrUnknownOutcome),
-			"unknown_outcome", "the database was lost at the commit: what was asked was done, or not",
+			"unknown_outcome", "the database was lost at the commit: what was asked may have been done, or not",
 		},
 		{errors.New("one line\nand another"), "failed", "one line"},
 	} {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	wrapping "github.com/hashicorp/go-kms-wrapping/v2"
 	"github.com/spf13/cobra"
@@ -151,7 +152,38 @@ type session struct {
 }
 
 func (s *session) close(err error) error {
-	return errors.Join(err, s.Manager.Close(), s.store.Close())
+	return errors.Join(err, closeSoon(func() error { return errors.Join(s.Manager.Close(), s.store.Close()) }))
+}
+
+// endWithin is how long a command that is at its end, or whose time is over, waits for its connections to be closed. A
+// server that is silent holds that up for a quarter of a minute or more. The end of the program closes them as well.
+const endWithin = 3 * time.Second
+
+// closeSoon closes something, or leaves that to the end of the program.
+func closeSoon(f func() error) error {
+	closed := make(chan error, 1)
+	go func() { closed <- f() }()
+	select {
+	case err := <-closed:
+		return err
+	case <-time.After(endWithin):
+		return nil
+	}
+}
+
+// ended waits until done is closed, or ctx has ended and [endWithin] is over, and says which it was.
+func ended(ctx context.Context, done <-chan struct{}) bool {
+	select {
+	case <-done:
+		return true
+	case <-ctx.Done():
+	}
+	select {
+	case <-done:
+		return true
+	case <-time.After(endWithin):
+		return false
+	}
 }
 
 // with opens the installation, lets f work with it, and closes it.
@@ -190,7 +222,12 @@ func (a *app) manager(ctx context.Context, s database, config keyhold.Config, gi
 	}
 	config.Pins, config.Timeout, config.Strict = pins, a.timeout, true
 	m, err := keyhold.New(ctx, s, config)
-	if errors.Is(err, keyhold.ErrRoot) {
+	switch {
+	case errors.Is(err, keyhold.ErrRootUnavailable):
+		_, why, _ := strings.Cut(firstLine(err), " failed: ")
+		return nil, failed("root", "the root "+given+" failed: "+why,
+			"it may be the right one: try again; if it stays so, the installation's row for this root may be damaged")
+	case errors.Is(err, keyhold.ErrRoot):
 		return nil, wrongRoot(ctx, s, config.Root, given)
 	}
 	return m, err

@@ -29,6 +29,7 @@ line, and changes nothing. The exit code is 3 if there is any.`,
 			findings, failure := a.examine(cmd)
 			list := a.newStream("")
 			for _, f := range findings {
+				f.Problem = brokenText(f.Problem)
 				if err := list.add(finding{f.Subject, f.Problem}, func(w io.Writer) { line(w, f.Subject+": "+f.Problem) }); err != nil {
 					return err
 				}

@@ -68,6 +68,8 @@ func (a *app) explain(ctx context.Context, err error) *problem {
 		option    *migrate.OptionError
 		schema    *keyhold.SchemaError
 		integrity *keyhold.IntegrityError
+		unseen    *keyhold.UnseenError
+		used      *keyhold.InUseError
 	)
 	fail := func(code, message, hint string) *problem {
 		return &problem{Code: code, Message: message, Hint: hint, exit: exitFailed}
@@ -75,6 +77,9 @@ func (a *app) explain(ctx context.Context, err error) *problem {
 	switch {
 	case errors.As(err, &said):
 		return said
+	case errors.Is(err, store.ErrUnknownOutcome):
+		return fail("unknown_outcome", a.unsureWhy(ctx, err)+": what was asked may have been done, or not",
+			"keyhold migrate status, keyhold scope list and keyhold key list show what there is; repeat it if it was not done")
 	case ctx.Err() != nil:
 		return fail("interrupted", "interrupted", "")
 	case errors.As(err, &invalid):
@@ -82,7 +87,11 @@ func (a *app) explain(ctx context.Context, err error) *problem {
 		if invalid.What == "context" {
 			message = "invalid context: " + invalid.Reason // there is no value to show, as it is of many parts
 		}
-		return &problem{Code: "invalid", Message: message, exit: exitUsage}
+		hint := ""
+		if invalid.What == "purpose for cleanup" {
+			hint = "keyhold key list shows what there is"
+		}
+		return &problem{Code: "invalid", Message: message, Hint: hint, exit: exitUsage}
 	case errors.As(err, &option):
 		return &problem{Code: "invalid", Message: option.Error(), exit: exitUsage}
 	case errors.As(err, &schema):
@@ -92,7 +101,7 @@ func (a *app) explain(ctx context.Context, err error) *problem {
 	case errors.Is(err, keyhold.ErrPin):
 		return fail("pin", err.Error(), "another database, or one that was replaced: compare with the pin that keyhold init printed for yours")
 	case errors.As(err, &integrity):
-		message := integrity.Error()
+		message := brokenText(integrity.Error())
 		if broken := (*brokenError)(nil); errors.As(err, &broken) {
 			message += "; so is it with keys of " + plural(broken.more, "more scope", "more scopes")
 		}
@@ -109,14 +118,21 @@ func (a *app) explain(ctx context.Context, err error) *problem {
 		return fail("too_large", sentence(err, keyhold.ErrTooLarge), "")
 	case errors.Is(err, keyhold.ErrRolledBack):
 		return fail("rolled_back", err.Error(), "keyhold doctor looks at everything")
+	case errors.As(err, &unseen):
+		return fail("unseen", unseenText(unseen.Instances), "")
+	case errors.Is(err, keyhold.ErrUsedUp):
+		return fail("used_up", sentence(err, keyhold.ErrUsedUp)+" has sealed all the messages that its policy allows",
+			"keyhold key rotate SCOPE --purpose P adds a version; keyhold run adds it in time; "+
+				"keyhold key policy SCOPE --purpose P --max-messages N allows another number")
+	case errors.Is(err, keyhold.ErrStale):
+		return fail("stale", a.where()+" has been away for longer than keys are used without it", "it goes on by itself when the database is back")
+	case errors.As(err, &used):
+		return fail("in_use", used.Error(), "")
 	case errors.Is(err, keyhold.ErrForeignKey):
 		return fail("foreign_key", sentence(err, keyhold.ErrForeignKey)+": the application's tables refuse",
 			"the application's row for the scope has to be there first")
-	case errors.Is(err, store.ErrUnknownOutcome):
-		return fail("unknown_outcome", "the database was lost at the commit: what was asked was done, or not",
-			"look, and repeat it if it was not")
 	case timedOut(err):
-		return fail("timeout", fmt.Sprintf("no answer within %v", a.timeout), "--timeout allows more")
+		return fail("timeout", a.noAnswer(), "--timeout allows more")
 	case a.explainPostgres(err) != nil:
 		return a.explainPostgres(err)
 	case errors.Is(err, keyhold.ErrUnavailable):
@@ -139,7 +155,35 @@ func (a *app) explain(ctx context.Context, err error) *problem {
 // another limit pass, such as the address's connect_timeout; the manager's own says that it is.
 func timedOut(err error) bool {
 	return errors.Is(err, context.DeadlineExceeded) &&
-		(!errors.Is(err, keyhold.ErrUnavailable) || strings.Contains(err.Error(), "(Config.Timeout)"))
+		(!errors.Is(err, keyhold.ErrUnavailable) || ownTimeout(err))
+}
+
+func ownTimeout(err error) bool { return strings.Contains(err.Error(), "(Config.Timeout)") }
+
+func (a *app) noAnswer() string { return "no answer within " + periodText(a.timeout) }
+
+// unsure says of an error of a call that changes something that this may have been done all the same: it was cut off,
+// or nobody knows what became of its commit. Any other error it returns as it is. may says what may be, look where that
+// shows.
+func (a *app) unsure(ctx context.Context, err error, may, look string) error {
+	if err == nil || !errors.Is(err, store.ErrUnknownOutcome) && !timedOut(err) && ctx.Err() == nil {
+		return err
+	}
+	code := "unknown_outcome"
+	if ctx.Err() != nil {
+		code = "interrupted"
+	}
+	return failed(code, a.unsureWhy(ctx, err)+": "+may+", or not", look)
+}
+
+func (a *app) unsureWhy(ctx context.Context, err error) string {
+	switch {
+	case ctx.Err() != nil:
+		return "interrupted"
+	case timedOut(err), ownTimeout(err): // of an unknown outcome, the time that was over is not always in the chain
+		return a.noAnswer()
+	}
+	return "the database was lost at the commit"
 }
 
 // where names the database as the user gave it.
@@ -149,6 +193,9 @@ func (a *app) where() string {
 	}
 	return "the database"
 }
+
+// brokenText is what is wrong with a key in the words of the library, without its methods where there is a command.
+func brokenText(text string) string { return strings.ReplaceAll(text, " or Manager.RenameScope", "") }
 
 // explainRoot makes a problem of an error of a local root.
 func explainRoot(given string, err error) error {
@@ -162,7 +209,9 @@ func explainRoot(given string, err error) error {
 	case errors.Is(err, localroot.ErrMistyped):
 		return failed("root", given+" is mistyped: its checksum is wrong", "copy it again")
 	case errors.Is(err, localroot.ErrUnset):
-		return failed("root", "the environment variable of "+given+" is not set", "")
+		_, name, _ := strings.Cut(given, ":")
+		return failed("root", "the environment variable of "+given+" is not set",
+			"it has to hold the root's line, which keyhold root keygen writes to a file: export "+name+`="$(cat FILE)"`)
 	}
 	return failed("root", "cannot read the root "+given+": "+pathReason(err), "")
 }

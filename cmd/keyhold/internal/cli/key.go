@@ -12,12 +12,13 @@ import (
 
 	"keyhold.example/keyhold"
 	"keyhold.example/keyhold/key"
+	"keyhold.example/keyhold/store"
 )
 
 func (a *app) keyCommand() *cobra.Command {
 	return group("key", "Root keys, data keys and their versions",
 		a.keyListCommand(), a.keyRotateCommand(), a.keyRewrapCommand(), a.keyDisableCommand(), a.keyEnableCommand(), a.keyDestroyCommand(),
-		a.keyReferencesCommand())
+		a.keyReferencesCommand(), a.keyPolicyCommand())
 }
 
 // keyJSON is a key as --json shows it.
@@ -28,6 +29,7 @@ type keyJSON struct {
 	ID          key.ID        `json:"id"`
 	Head        key.Version   `json:"head"`
 	RotateEvery int64         `json:"rotate_every_seconds"` // 0: never
+	MaxMessages uint64        `json:"max_messages"`         // that one version seals; 0: no limit
 	RotateAt    *time.Time    `json:"rotate_at"`
 	Due         bool          `json:"due"`
 	Versions    []versionJSON `json:"versions"`
@@ -41,17 +43,19 @@ type versionJSON struct {
 	Created *time.Time  `json:"created"`
 	Parent  key.ID      `json:"parent,omitempty"`
 	Behind  bool        `json:"behind"` // a rewrap is in order
+
+	DisabledSince *time.Time `json:"disabled_since,omitempty"`
 }
 
 func keyToJSON(k *keyhold.KeyInfo) keyJSON {
 	j := keyJSON{
 		Scope: k.Ref.Scope, Kind: kindOf(k.Ref), Purpose: k.Ref.Purpose, ID: k.ID, Head: k.Head,
-		RotateEvery: int64(k.RotateEvery / time.Second), RotateAt: timeOrNil(k.RotateAt), Due: k.Due,
+		RotateEvery: int64(k.RotateEvery / time.Second), MaxMessages: k.MaxMessages, RotateAt: timeOrNil(k.RotateAt), Due: k.Due,
 	}
 	for _, v := range k.Versions {
 		j.Versions = append(j.Versions, versionJSON{
 			Version: v.Number, ID: v.ID, State: v.State.String(), Alg: v.Alg.String(), Created: timeOrNil(v.Created),
-			Parent: v.Parent, Behind: v.Behind,
+			Parent: v.Parent, Behind: v.Behind, DisabledSince: timeOrNil(v.Disabled),
 		})
 	}
 	return j
@@ -107,6 +111,7 @@ type version struct {
 
 	Ref    key.Ref
 	prefix string // of keyhold's tables
+	family store.Family
 }
 
 // stateJSON is a version with its state, as --json shows it.
@@ -123,6 +128,11 @@ func (v *version) toJSON() stateJSON {
 	return stateJSON{v.Ref.Scope, kindOf(v.Ref), v.Ref.Purpose, v.Number, v.ID, v.State.String()}
 }
 
+// may says what may have become of the version.
+func (v *version) may(done string) string {
+	return fmt.Sprintf("version %d of the %v may be %s", v.Number, v.Ref, done)
+}
+
 func (v *version) print(w io.Writer) {
 	line(w, "SCOPE", "PURPOSE", "VERSION", "STATE", "ID")
 	line(w, v.Ref.Scope, purposeText(v.Ref), v.Number, v.State, v.ID)
@@ -133,11 +143,12 @@ func (a *app) findVersion(ctx context.Context, s *session, id key.ID) (version, 
 	if err := id.Validate(); err != nil {
 		return version{}, notVersion(id, err)
 	}
-	scope, err := a.keyOfVersion(ctx, s, id)
+	family, err := a.keyOfVersion(ctx, s, id)
 	if err != nil {
 		return version{}, err
 	}
 	// The rows alone are not trusted; what Keys returns was checked.
+	scope := family.Root.Scope
 	keys, err := s.Keys(ctx, scope)
 	if err != nil {
 		return version{}, unknown(ctx, s, key.Ref{Scope: scope}, err)
@@ -145,22 +156,22 @@ func (a *app) findVersion(ctx context.Context, s *session, id key.ID) (version, 
 	for _, k := range keys {
 		for _, v := range k.Versions {
 			if v.ID == id {
-				return version{v, k.Ref, a.prefix}, nil
+				return version{v, k.Ref, a.prefix, family}, nil
 			}
 		}
 	}
 	return version{}, unknownVersion(id)
 }
 
-// keyOfVersion says in which scope there is, or was, a version with the id.
-func (a *app) keyOfVersion(ctx context.Context, s *session, id key.ID) (key.Scope, error) {
+// keyOfVersion reads the key that has, or had, a version with the id.
+func (a *app) keyOfVersion(ctx context.Context, s *session, id key.ID) (store.Family, error) {
 	ctx, cancel := a.limited(ctx)
 	defer cancel()
 	family, err := s.store.KeyOfVersion(ctx, id)
 	if errors.Is(err, keyhold.ErrNotFound) {
-		return "", unknownVersion(id)
+		return store.Family{}, unknownVersion(id)
 	}
-	return family.Root.Scope, err
+	return family, err
 }
 
 // notVersion says of a word that is no id of a version where there are some; that of a key is taken for one easily.
@@ -185,7 +196,8 @@ func (v *version) explain(doing string, err error) error {
 	case errors.Is(err, keyhold.ErrForeignKey):
 		return failed("in_use", fmt.Sprintf("%s key version %s: a row had its id a moment ago", doing, v.ID), "repeat it")
 	case errors.Is(err, keyhold.ErrState):
-		return failed("state", strings.Replace(firstLine(err), keyhold.ErrState.Error()+": ", "", 1), v.stateHint(doing))
+		text := strings.NewReplacer(keyhold.ErrState.Error()+": ", "", " (Config.Grace)", "").Replace(firstLine(err))
+		return failed("state", text, v.stateHint(doing))
 	case errors.Is(err, keyhold.ErrNotFound):
 		return unknownVersion(v.ID)
 	}
@@ -227,9 +239,18 @@ func (v *version) stateHint(doing string) string {
 			return disable + "; what the application itself wrapped with it, which no rewrap moves, will be missed before it is gone"
 		}
 		return disable + "; whoever misses what it sealed will say so before it is gone"
-	case key.Disabled, key.Destroyed:
+	case key.Disabled:
+		return graceHint
+	case key.Destroyed:
 	}
 	return ""
+}
+
+const graceHint = "wait until then, or give a shorter --grace if nobody can miss what it sealed"
+
+// look says where it can be seen whether what was asked for a key of the scope was done.
+func look(scope key.Scope) string {
+	return "keyhold key list " + argument(string(scope)) + " shows whether it was"
 }
 
 // rotateCommand is the command that adds a version to the version's key, to be copied into a shell.

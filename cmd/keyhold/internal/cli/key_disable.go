@@ -10,8 +10,9 @@ import (
 )
 
 func (a *app) keyDisableCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "disable ID",
+	var wait waitFlags
+	c := &cobra.Command{
+		Use:   "disable ID [--wait]",
 		Short: "Take a version out of use, until it is enabled",
 		Long: `Takes a retired version of a key out of use: nothing that it sealed opens until key enable, in other processes after 7 s at
 most. That is how a version is given up: what nobody misses while it is disabled may be destroyed. The version that seals, the
@@ -19,9 +20,12 @@ head, cannot be disabled, nor can a version of a root key that still wraps data 
 version with its state.`,
 		Args: args("ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.changeVersion(cmd.Context(), key.ID(args[0]), func(ctx context.Context, s *session, v *version) error {
+			if err := wait.check(cmd); err != nil {
+				return err
+			}
+			return a.changeVersion(cmd.Context(), keyhold.Config{}, key.ID(args[0]), func(ctx context.Context, s *session, v *version) error {
 				if err := s.Disable(ctx, v.ID); err != nil {
-					return v.explain("disable", err)
+					return v.explain("disable", a.unsure(ctx, err, v.may("disabled"), look(v.Ref.Scope)))
 				}
 				v.State = key.Disabled
 				what := "sealed"
@@ -29,10 +33,15 @@ version with its state.`,
 					what = "wrapped for the application itself"
 				}
 				a.say("nothing that version %d of the %v %s opens, until keyhold key enable %s", v.Number, v.Ref, what, v.ID)
-				return nil
+				if err := a.result(v.toJSON(), v.print); err != nil || !wait.wait {
+					return err
+				}
+				return a.await(ctx, s, &wait, "the version is disabled")
 			})
 		},
 	}
+	wait.add(c, "end when every process that seals has seen it")
+	return c
 }
 
 func (a *app) keyEnableCommand() *cobra.Command {
@@ -43,29 +52,28 @@ func (a *app) keyEnableCommand() *cobra.Command {
 prints the version with its state.`,
 		Args: args("ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.changeVersion(cmd.Context(), key.ID(args[0]), func(ctx context.Context, s *session, v *version) error {
+			return a.changeVersion(cmd.Context(), keyhold.Config{}, key.ID(args[0]), func(ctx context.Context, s *session, v *version) error {
 				if err := s.Enable(ctx, v.ID); err != nil {
-					return v.explain("enable", err)
+					return v.explain("enable", a.unsure(ctx, err, v.may("enabled"), look(v.Ref.Scope)))
 				}
 				if v.State == key.Disabled {
 					v.State = key.Retired
 				}
-				return nil
+				return a.result(v.toJSON(), v.print)
 			})
 		},
 	}
 }
 
-// changeVersion lets change do something to a version, and prints the version as it is then.
-func (a *app) changeVersion(ctx context.Context, id key.ID, change func(context.Context, *session, *version) error) error {
-	return a.with(ctx, keyhold.Config{}, func(s *session) error {
+// changeVersion lets change do something to a version, and print it as it is then.
+func (a *app) changeVersion(
+	ctx context.Context, config keyhold.Config, id key.ID, change func(context.Context, *session, *version) error,
+) error {
+	return a.with(ctx, config, func(s *session) error {
 		v, err := a.findVersion(ctx, s, id)
 		if err != nil {
 			return err
 		}
-		if err := change(ctx, s, &v); err != nil {
-			return err
-		}
-		return a.result(v.toJSON(), v.print)
+		return change(ctx, s, &v)
 	})
 }

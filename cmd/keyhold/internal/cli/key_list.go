@@ -17,8 +17,8 @@ func (a *app) keyListCommand() *cobra.Command {
 		Use:   "list [SCOPE]",
 		Short: "List the keys of a scope, or of all, with their versions",
 		Long: `Lists root keys and data keys with all their versions. Of a key's versions the active one seals; pending, active and retired
-ones open, disabled and destroyed ones do not. One that is behind is wrapped under an older version of its root key, which key
-rewrap changes.`,
+ones open, disabled and destroyed ones do not. Of a disabled one it says since when it is. One that is behind is wrapped under
+an older version of its root key, which key rewrap changes.`,
 		Args: args("[SCOPE]"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.with(cmd.Context(), keyhold.Config{}, func(s *session) error {
@@ -92,6 +92,9 @@ func printKeys(list *stream, keys []keyhold.KeyInfo) error {
 		err := list.add(keyToJSON(k), func(w io.Writer) {
 			for _, v := range k.Versions {
 				state, rotate := v.State.String(), ""
+				if !v.Disabled.IsZero() {
+					state += " since " + timeText(v.Disabled)
+				}
 				if v.Behind {
 					state += ", behind"
 				}

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"fmt"
 	"io"
 
 	"github.com/spf13/cobra"
@@ -21,22 +22,30 @@ type rotated struct {
 func (a *app) keyRotateCommand() *cobra.Command {
 	var purpose string
 	var rewrap bool
+	var wait waitFlags
 	c := &cobra.Command{
-		Use:   "rotate SCOPE [--purpose P] [--rewrap]",
+		Use:   "rotate SCOPE [--purpose P] [--rewrap] [--wait]",
 		Short: "Add a version to a key and make it the one that seals",
 		Long: `Adds a version to the data key for a purpose, or without --purpose to the root key and then to every data key of the scope.
 What was sealed before opens as it did. It prints each key with its new version, also those that were rotated before an error.
 With --rewrap it then does what key rewrap does, which goes on where that is interrupted.`,
 		Args: args("SCOPE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := wait.check(cmd); err != nil {
+				return err
+			}
 			return a.with(cmd.Context(), keyhold.Config{}, func(s *session) error {
 				ref := key.Ref{Scope: key.Scope(args[0]), Purpose: key.Purpose(purpose)}
-				return a.rotate(cmd, s, ref, !cmd.Flags().Changed("purpose"), rewrap)
+				if err := a.rotate(cmd, s, ref, !cmd.Flags().Changed("purpose"), rewrap); err != nil || !wait.wait {
+					return err
+				}
+				return a.await(cmd.Context(), s, &wait, "the rotation is done")
 			})
 		},
 	}
 	c.Flags().StringVar(&purpose, "purpose", "", "the data key to rotate")
 	c.Flags().BoolVar(&rewrap, "rewrap", false, "wrap the scope's data keys under the newest version of its root key afterwards")
+	wait.add(c, "end when no process seals with the old version any more")
 	return c
 }
 
@@ -78,7 +87,8 @@ func (a *app) rotate(cmd *cobra.Command, s *session, ref key.Ref, all, rewrap bo
 func (a *app) rotateOne(ctx context.Context, s *session, k *keyhold.KeyInfo, list *stream) error {
 	version, err := s.Rotate(ctx, k.Ref)
 	if err != nil {
-		return err
+		return a.unsure(ctx, err, fmt.Sprintf("the rotation of the %v may have been done", k.Ref),
+			look(k.Ref.Scope)+"; the next rotation, or keyhold run, makes a pending version the head")
 	}
 	if k.Versions[len(k.Versions)-1].Alg == key.BlindIndex {
 		a.say("the key %q makes blind indexes: new ones differ from those that are stored until they are written anew", string(k.Ref.Purpose))

@@ -8,6 +8,7 @@ import (
 
 	"keyhold.example/keyhold"
 	"keyhold.example/keyhold/key"
+	"keyhold.example/keyhold/store"
 )
 
 func TestWhyAVersionCannotBeChangedIsOneSentenceWithWhatToDo(t *testing.T) {
@@ -71,6 +72,13 @@ func TestWhyAVersionCannotBeChangedIsOneSentenceWithWhatToDo(t *testing.T) {
 			},
 		},
 		{
+			"destroy one before its time", "p", key.Disabled, "destroy", state("destroy", "it has to be for another 5h0m0s (Config.Grace)"),
+			problem{
+				Code: "state", Message: "destroy key version kdkv_1: it has to be for another 5h0m0s",
+				Hint: "wait until then, or give a shorter --grace if nobody can miss what it sealed",
+			},
+		},
+		{
 			"destroy one in use", "p", key.Disabled, "destroy", fmt.Errorf("destroy key version %s: %w", id, errors.Join(used, keyhold.ErrForeignKey)),
 			problem{
 				Code: "in_use", Message: "key version kdkv_1 is in use: rows that have its id: 3 in public.oidc.key_id, 1 in note.about",
@@ -119,7 +127,7 @@ func TestWhyAVersionCannotBeChangedIsOneSentenceWithWhatToDo(t *testing.T) {
 			},
 		},
 	} {
-		v := version{keyhold.VersionInfo{ID: id, State: test.state}, key.Ref{Scope: "org 42", Purpose: test.purpose}, "kms"}
+		v := version{keyhold.VersionInfo{ID: id, State: test.state}, key.Ref{Scope: "org 42", Purpose: test.purpose}, "kms", store.Family{}}
 		test.want.exit = exitFailed
 		got, ok := errors.AsType[*problem](v.explain(test.doing, test.err))
 		if !ok || *got != test.want {

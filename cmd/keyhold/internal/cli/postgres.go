@@ -28,7 +28,7 @@ func (a *app) openPostgres(ctx context.Context, dsn string, o migrate.Options) (
 	config := pgstore.Config{
 		Prefix: o.Prefix, Schema: o.Schema, ScopeType: o.ScopeType, ScopeTable: o.ScopeTable, ScopeColumn: o.ScopeColumn,
 	}
-	s, err := config.Open(ctx, dsn)
+	s, err := openWithin(ctx, config, dsn)
 	switch {
 	case err == nil:
 		return &postgresDatabase{s, s, config}, nil
@@ -39,7 +39,22 @@ func (a *app) openPostgres(ctx context.Context, dsn string, o migrate.Options) (
 	return nil, usageError(strings.TrimPrefix(firstLine(err), "open database: "), "")
 }
 
-func (d *postgresDatabase) Close() error { return d.opened.Close() }
+// openWithin opens a database, which has to be done soon after ctx has ended.
+func openWithin(ctx context.Context, config pgstore.Config, dsn string) (*pgstore.Store, error) {
+	var s *pgstore.Store
+	var err error
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s, err = config.Open(ctx, dsn)
+	}()
+	if !ended(ctx, done) {
+		return nil, ctx.Err()
+	}
+	return s, err
+}
+
+func (d *postgresDatabase) Close() error { return closeSoon(d.opened.Close) }
 
 func (d *postgresDatabase) migrations(ctx context.Context) ([]migration, error) {
 	list, err := d.MigrationStatus(ctx)

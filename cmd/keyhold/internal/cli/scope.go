@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"fmt"
 	"io"
 	"slices"
 
@@ -58,7 +59,7 @@ that are missing. It prints the scope's keys, as key list does.`,
 			return a.with(cmd.Context(), config, func(s *session) error {
 				scope := keyhold.Scope(args[0])
 				if err := s.CreateScope(cmd.Context(), scope); err != nil {
-					return err
+					return a.unsure(cmd.Context(), err, fmt.Sprintf("scope %q may have its keys", args[0]), look(scope))
 				}
 				a.say("scope %q has its keys", args[0])
 				return a.listKeys(cmd.Context(), s, []keyhold.Scope{scope})

@@ -46,11 +46,11 @@ harmless. It prints the scope's keys, as key list does.`,
 // explainRename says what to do about a scope that cannot be confirmed.
 func (a *app) explainRename(ctx context.Context, s *session, old, renamed keyhold.Scope, err error) error {
 	if broken, ok := errors.AsType[*keyhold.IntegrityError](err); ok {
-		return failed("integrity", broken.Error(),
+		return failed("integrity", brokenText(broken.Error()),
 			"OLD has to be the name that the scope had when its keys were made or when it was last confirmed; keyhold doctor looks at everything")
 	}
 	if !errors.Is(err, keyhold.ErrNotFound) {
-		return err
+		return a.unsure(ctx, err, fmt.Sprintf("scope %q may be confirmed under this name", string(renamed)), look(renamed))
 	}
 	_, err = s.Keys(ctx, old)
 	if _, broken := errors.AsType[*keyhold.IntegrityError](err); err != nil && !broken {

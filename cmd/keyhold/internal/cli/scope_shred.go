@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 
 	"github.com/spf13/cobra"
@@ -58,6 +59,7 @@ func (a *app) shred(ctx context.Context, s *session, scope key.Scope) error {
 		return failed("in_use", used.Error(), "delete these rows, or write them anew for another scope")
 	}
 	if err != nil {
+		err = a.unsure(ctx, err, fmt.Sprintf("the keys of scope %q may be gone", string(scope)), look(scope))
 		return unknown(ctx, s, key.Ref{Scope: scope}, err)
 	}
 	a.say("the keys of scope %q are gone, and all that they sealed", string(scope))

@@ -5,19 +5,22 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"keyhold.example/keyhold"
 	"keyhold.example/keyhold/key"
+	"keyhold.example/keyhold/store"
 )
 
 // Of what needs attention, so many things are listed; all are counted.
 const statusListed = 100
 
-// overdueAfter is how long a rotation may be due before it is overdue.
-const overdueAfter = 24 * time.Hour
+// overdueAfter is how long a key may wait for somebody who rotates it before it is overdue. Run takes a minute or two,
+// and tries what fails again within an hour.
+const overdueAfter = time.Hour
 
 // status is what the command prints, as --json shows it.
 type status struct {
@@ -28,12 +31,38 @@ type status struct {
 	Scopes       int            `json:"scopes"`
 	DataKeys     int            `json:"data_keys"`
 	Versions     map[string]int `json:"versions"`  // by state
-	Due          int            `json:"due"`       // keys whose rotation is due, with those that are overdue
-	Overdue      int            `json:"overdue"`   // of them, for more than a day
-	Behind       int            `json:"behind"`    // versions to rewrap
+	Due          int            `json:"due"`       // keys whose rotation is due
 	Pending      int            `json:"pending"`   // keys whose rotation was begun and not ended
+	Used         int            `json:"used"`      // keys whose head was given four fifths of its messages
+	Overdue      int            `json:"overdue"`   // of all these, keys that have been so for more than an hour
+	Behind       int            `json:"behind"`    // versions to rewrap
 	Broken       int            `json:"broken"`    // scopes whose keys are not as keyhold stored them
+	Instances    []listedJSON   `json:"instances"` // that seal, or did within a day
 	Attention    []attention    `json:"attention"` // the first 100
+
+	now   time.Time            // by the database's clock
+	used  map[key.ID]store.Due // by the key
+	waits store.BucketSet      // of keys, and their root keys, with a version that is pending or disabled
+}
+
+type instanceJSON struct {
+	ID        string    `json:"id"`
+	Name      string    `json:"name"` // its host, program and process id
+	Since     time.Time `json:"since"`
+	LastSign  time.Time `json:"last_sign"`
+	LiveUntil time.Time `json:"live_until"` // unless it signs again; if it is gone, since when it is
+	Gone      bool      `json:"gone"`       // so long without a sign that it cannot seal any more
+}
+
+func instanceToJSON(in *keyhold.InstanceInfo) instanceJSON {
+	return instanceJSON{in.ID, instanceName(in), in.Since, in.Signed, in.Until, in.Gone}
+}
+
+// listedJSON is an instance in the list of all.
+type listedJSON struct {
+	instanceJSON
+
+	Unseen bool `json:"unseen"` // whether it may not have seen the last change of a key that waits for that
 }
 
 type rootJSON struct {
@@ -65,9 +94,16 @@ func (a *app) statusCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "status",
 		Short: "Say what there is, what is due and what is in the way",
-		Long: fmt.Sprintf(`Counts what there is and says what needs attention: keys whose rotation is due (overdue after a
-day), or was begun and not ended (pending), versions that a rewrap would bring under the newest root key (behind), keys that
-are not as keyhold stored them (broken). The first %d are listed. The exit code is 3 if there is any.`, statusListed),
+		Long: fmt.Sprintf(`Counts what there is and says what is to be done: keys whose rotation is due, or was begun and not ended (pending), or which
+have been given four fifths of the messages that their version may seal; overdue are those of them that have been so for more
+than an hour, so that nobody seems to run keyhold run, or it fails. Further, versions that a rewrap would bring under the newest
+root key (behind), and keys that are not as keyhold stored them (broken). The first %d are listed. The exit code is 3 if anything
+is overdue, behind or broken.
+
+It also lists the instances: the processes that seal, as they registered themselves, by host, program and process id. Each has
+its last sign, and until when it counts as live if it gives no other: others wait for it until then. While a version is pending
+or disabled, an instance that may not have seen the last change of that key, or of its root key, is marked: key destroy waits
+for it. One that is gone cannot seal any more; it is listed for a day.`, statusListed),
 		Args: args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.with(cmd.Context(), keyhold.Config{}, func(s *session) error { return a.status(cmd.Context(), s) })
@@ -81,7 +117,11 @@ func (a *app) status(ctx context.Context, s *session) error {
 		return err
 	}
 	st := status{
-		Installation: info.ID, Pin: info.Pin, Created: timeOrNil(info.Created), Versions: map[string]int{}, Attention: []attention{},
+		Installation: info.ID, Pin: info.Pin, Created: timeOrNil(info.Created), Versions: map[string]int{},
+		Instances: []listedJSON{}, Attention: []attention{},
+	}
+	if err := a.lookAround(ctx, s, &st); err != nil {
+		return err
 	}
 	for _, r := range info.Roots {
 		st.Roots = append(st.Roots, rootJSON{r.ID, r.Type, r.KeyID, r.State.String(), r.Active, timeOrNil(r.Created)})
@@ -93,7 +133,7 @@ func (a *app) status(ctx context.Context, s *session) error {
 		case errors.As(err, &broken):
 			st.Scopes++
 			st.Broken++
-			st.add(attention{Scope: scope, Kind: kindScope, What: broken.Error()})
+			st.add(attention{Scope: scope, Kind: kindScope, What: brokenText(broken.Error())})
 			return nil
 		case err != nil:
 			return err
@@ -101,17 +141,74 @@ func (a *app) status(ctx context.Context, s *session) error {
 		st.Scopes++
 		for i := range keys {
 			st.count(&keys[i])
+			if waits(&keys[i]) {
+				st.waits |= bucketOf(keys[0].ID) | bucketOf(keys[i].ID)
+			}
 		}
 		return nil
 	})
 	if err != nil {
 		return err
 	}
+	if err := a.lookForUnseen(ctx, s, &st); err != nil {
+		return err
+	}
 	if err := a.result(st, st.print); err != nil {
 		return err
 	}
-	if st.Due+st.Behind+st.Pending+st.Broken > 0 {
+	if st.Overdue > 0 {
+		a.say("what is overdue is done by keyhold run, or by Manager.Run in the application: does it run, and what does it say?")
+	}
+	if st.Overdue+st.Behind+st.Broken > 0 {
 		return errFound
+	}
+	return nil
+}
+
+// lookAround reads what waits for somebody who rotates it, and the time.
+func (a *app) lookAround(ctx context.Context, s *session, st *status) error {
+	limited, cancel := a.limited(ctx)
+	defer cancel()
+	now, _, err := s.store.Upcoming(limited)
+	st.now, st.used = time.Unix(now, 0), map[key.ID]store.Due{}
+	const page = 1000
+	for after, more := (store.Due{}), true; more && err == nil; {
+		limited, cancel := a.limited(ctx)
+		var list []store.Due
+		list, err = s.store.Due(limited, store.AllBuckets, after, page)
+		cancel()
+		for _, d := range list {
+			if d.Why == store.Used {
+				st.used[d.KeyID] = d
+			}
+			after = d
+		}
+		more = len(list) == page
+	}
+	return err
+}
+
+// waits says whether the key has a version that other instances have to see in its state before it gets the next one.
+func waits(k *keyhold.KeyInfo) bool {
+	return slices.ContainsFunc(k.Versions, func(v keyhold.VersionInfo) bool {
+		return v.State == key.Disabled || v.State == key.Pending && v.Number > k.Head
+	})
+}
+
+// lookForUnseen lists the instances, and marks those that st.waits is about. It comes after the keys were read, so that
+// what they show is among the changes to see.
+func (a *app) lookForUnseen(ctx context.Context, s *session, st *status) error {
+	instances, err := s.Instances(ctx)
+	if err != nil {
+		return err
+	}
+	unseen, err := a.unseen(ctx, s, st.waits)
+	if err != nil {
+		return err
+	}
+	for i := range instances {
+		is := func(in keyhold.InstanceInfo) bool { return in.ID == instances[i].ID }
+		st.Instances = append(st.Instances, listedJSON{instanceToJSON(&instances[i]), slices.ContainsFunc(unseen, is)})
 	}
 	return nil
 }
@@ -127,6 +224,15 @@ func (st *status) count(k *keyhold.KeyInfo) {
 		st.DataKeys++
 	}
 	add := func(what string) { st.add(attention{k.Ref.Scope, kindOf(k.Ref), k.Ref.Purpose, what}) }
+	overdue := false
+	waits := func(n *int, since time.Time, format string, args ...any) {
+		*n++
+		if st.now.Sub(since) > overdueAfter {
+			overdue = true
+			format = "overdue: " + format
+		}
+		add(fmt.Sprintf(format, args...) + " since " + timeText(since))
+	}
 	behind := 0
 	for _, v := range k.Versions {
 		st.Versions[v.State.String()]++
@@ -134,8 +240,7 @@ func (st *status) count(k *keyhold.KeyInfo) {
 			behind++
 		}
 		if v.State == key.Pending && v.Number > k.Head {
-			st.Pending++
-			add(fmt.Sprintf("the rotation to version %d was begun and not ended: rotate it again", v.Number))
+			waits(&st.Pending, v.Created, "version %d is pending", v.Number)
 		}
 	}
 	if behind > 0 {
@@ -143,13 +248,13 @@ func (st *status) count(k *keyhold.KeyInfo) {
 		add(plural(behind, "version is", "versions are") + " behind: rewrap the scope")
 	}
 	if k.Due {
-		st.Due++
-		what := "due since "
-		if time.Since(k.RotateAt) > overdueAfter {
-			st.Overdue++
-			what = "overdue since "
-		}
-		add(what + timeText(k.RotateAt) + ": rotate it")
+		waits(&st.Due, k.RotateAt, "due")
+	}
+	if d, used := st.used[k.ID]; used && d.Head == k.Head {
+		waits(&st.Used, time.Unix(d.At, 0), "four fifths of the messages of version %d are given out", k.Head)
+	}
+	if overdue {
+		st.Overdue++
 	}
 }
 
@@ -171,10 +276,25 @@ func (st *status) print(w io.Writer) {
 		}
 	}
 	line(w, "rotations due", st.Due)
-	line(w, "rotations overdue", st.Overdue)
 	line(w, "rotations not ended", st.Pending)
+	line(w, "keys nearly used up", st.Used)
+	line(w, "rotations overdue", st.Overdue)
 	line(w, "versions behind", st.Behind)
 	line(w, "scopes broken", st.Broken)
+	if len(st.Instances) > 0 {
+		line(w, "instances", fmt.Sprintf("%d: host, program and process id of each", len(st.Instances)))
+	}
+	for _, in := range st.Instances {
+		live := "live until "
+		if in.Gone {
+			live = "gone since "
+		}
+		seen := ""
+		if in.Unseen {
+			seen = "  may not have seen the last changes"
+		}
+		line(w, "instance", in.Name+"  last sign "+timeText(in.LastSign)+"  "+live+timeText(in.LiveUntil)+seen)
+	}
 	for _, at := range st.Attention {
 		line(w, "attention", at.String())
 	}

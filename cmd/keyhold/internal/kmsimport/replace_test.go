@@ -74,7 +74,7 @@ func (o *old) replaced(t *testing.T) (*keyhold.Manager, *sql.DB) {
 	stage, root := o.stage(t, scopes)
 	must(t, o.tables.Replace(t.Context(), scopes, stage, time.Minute))
 	s, db := o.openStore(t)
-	m, err := keyhold.New(t.Context(), s, keyhold.Config{Root: root})
+	m, err := keyhold.New(t.Context(), s, keyhold.Config{Root: root, Grace: -1})
 	must(t, err)
 	t.Cleanup(func() { must(t, m.Close()) })
 	if m.Pin() != stage.Pin() {

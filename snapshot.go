@@ -1,0 +1,256 @@
+package keyhold
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"sync/atomic"
+	"time"
+
+	"keyhold.example/keyhold/key"
+	"keyhold.example/keyhold/store"
+)
+
+// snapshot is a data key as it was read, with its root key, and epochs that are older than that. Nothing of it changes
+// but whether it was used.
+type snapshot struct {
+	family family
+	epochs *reading    // nil if the key was changed here, so that it has to be read again
+	read   instant     // before
+	begun  uint64      // and after: how many questions had begun
+	used   atomic.Bool // since it was read
+}
+
+const (
+	// snapshotLife is how long a key is used without being read again, whatever its epoch says, where the database
+	// answers: whoever can write to it can hide a change of a key from the epochs.
+	snapshotLife = 10 * time.Minute
+
+	// refreshAfter is how old a key that is in use is read again by Run, and refreshAtOnce how many keys are between
+	// two questions, so that a change of many does not become a flood of reads: those that need the others read them.
+	refreshAfter  = 8 * time.Minute
+	refreshAtOnce = 200
+)
+
+// valid says whether no key of the snapshot has changed since, as far as the epochs now say. They have to be those of
+// before the key was read, and those that it was read with: of a change between the two that a failover lost, the
+// former would not tell. Before this process registered, nobody waited for it with what must not seal any more.
+func (s *snapshot) valid(now *reading, u use) bool {
+	if s.epochs == now {
+		return true
+	}
+	root, data := s.family.Root.ID, s.family.Data[0].ID
+	return s.epochs != nil && (u == opens || s.epochs.registered == now.registered) &&
+		bytes.Equal(s.epochs.Inst, now.Inst) && s.epochs.Seq == now.Seq &&
+		s.sameBucket(now, root) && s.sameBucket(now, data) && s.family.Epoch == now.Of(root, data)
+}
+
+func (s *snapshot) sameBucket(now *reading, id key.ID) bool {
+	b := store.Bucket(id)
+	return s.epochs.Keys[b] == now.Keys[b]
+}
+
+// hot is a reader that uses again what it has read, unless [Config.Strict] is set.
+func (m *Manager) hot(u use) reader {
+	r := m.committed()
+	r.keeps, r.use = !m.strict, u
+	return r
+}
+
+// dataKey reads ref's data key, or returns what is kept of it, and says which. A ref that names a root key is refused,
+// as root keys are not for data.
+func (r reader) dataKey(ctx context.Context, ref key.Ref) (fam family, kept bool, err error) {
+	if ref.IsRoot() {
+		return family{}, false, key.Invalid("purpose", "", "it is empty")
+	}
+	if !r.keeps {
+		fam, err = r.key(ctx, ref)
+		return fam, false, err
+	}
+	fam, now, err := r.snapshotOf(ctx, ref)
+	return fam, now != nil, err
+}
+
+// snapshotOf returns ref's data key as it is kept, with the answer that allowed it; or reads it, and returns no answer.
+func (r reader) snapshotOf(ctx context.Context, ref key.Ref) (family, *answer, error) {
+	now, err := r.m.epochs.current(ctx, r.use)
+	if err != nil {
+		return family{}, nil, err
+	}
+	s, ok := r.m.cache.snapshot(ref)
+	if ok && !s.used.Load() { // a line that is only read stays with every core
+		s.used.Store(true)
+	}
+	ok = ok && s.valid(now.reading, r.use)
+	if ok && (now.away != nil || r.m.epochs.clock().since(s.read) < snapshotLife) {
+		r.m.telemetry.hits.add()
+		return s.family, &now, r.durable(ctx, headIDOf(&s.family), s.begun)
+	}
+	r.m.telemetry.misses.add()
+	fam, err := r.fill(ctx, ref, now.reading, true)
+	switch {
+	case err == nil && !fam.older:
+		return fam, nil, r.durable(ctx, headIDOf(&fam), r.m.epochs.begun.Load())
+	case ok && errors.Is(err, store.ErrUnavailable) && r.m.epochs.clock().since(s.read) < r.m.epochs.lives[r.use]:
+		now.away = err
+		return s.family, &now, r.durable(ctx, headIDOf(&s.family), s.begun)
+	}
+	return fam, nil, err
+}
+
+// fill reads ref's data key and keeps it. Of those who need it at the same time one reads for all who know the same
+// epochs.
+func (r reader) fill(ctx context.Context, ref key.Ref, now *reading, uses bool) (family, error) {
+	for {
+		f, mine := r.m.cache.filling(ref, now)
+		if mine {
+			return r.fillIn(ctx, f, ref, now, uses)
+		}
+		select {
+		case <-f.done:
+		case <-ctx.Done():
+			return family{}, store.ContextError(ctx)
+		}
+		// What the other's context ended is no answer for this caller.
+		if f.err == nil || !errors.Is(f.err, context.Canceled) && !errors.Is(f.err, context.DeadlineExceeded) {
+			return f.family, f.err
+		}
+	}
+}
+
+func (r reader) fillIn(ctx context.Context, f *filling, ref key.Ref, now *reading, uses bool) (family, error) {
+	var s *snapshot
+	f.err = context.Canceled // if the store panics, which is no answer for the others
+	defer func() { r.m.cache.filled(ref, f, s) }()
+	began := r.m.epochs.clock()
+	f.family, f.err = r.coldKey(ctx, ref)
+	if f.err == nil && !f.family.older {
+		s = &snapshot{family: f.family, epochs: now, read: began, begun: r.m.epochs.begun.Load()}
+		s.used.Store(uses)
+	}
+	return f.family, f.err
+}
+
+// coldKey reads a key that anybody may have asked for.
+func (r reader) coldKey(ctx context.Context, ref key.Ref) (family, error) {
+	if err := r.m.unknownRefs.begin(ctx); err != nil {
+		return family{}, err
+	}
+	inVain := true
+	defer func() { r.m.unknownRefs.end(inVain) }()
+	fam, err := r.key(ctx, ref)
+	inVain = errors.Is(err, store.ErrNotFound)
+	return fam, err
+}
+
+// coldVersion reads the key of a version that anybody may have asked for.
+func (r reader) coldVersion(ctx context.Context, id key.ID) (family, error) {
+	if err := r.m.unknownIDs.begin(ctx); err != nil {
+		return family{}, err
+	}
+	inVain := true
+	defer func() { r.m.unknownIDs.end(inVain) }()
+	fam, err := r.keyOfVersion(ctx, id)
+	inVain = errors.Is(err, store.ErrNotFound)
+	return fam, err
+}
+
+func headIDOf(fam *family) key.ID {
+	head, _ := headOf(&fam.Data[0])
+	return head.ID
+}
+
+// durable returns when the version with the given id, which was read, cannot be lost by a failover, if that matters: a
+// commit of this process's own was acknowledged that began when it had been read, which is when so many questions had
+// begun. Nothing is to be sealed with it before.
+func (r reader) durable(ctx context.Context, id key.ID, begun uint64) error {
+	if r.use != seals || r.tx || r.m.durability != Acknowledged {
+		return nil
+	}
+	if s := r.m.epochs.signed.Load(); s != nil && s.number > begun || r.m.cache.isDurable(id) {
+		return nil
+	}
+	if err := r.m.epochs.acknowledged(ctx); err != nil {
+		return err
+	}
+	r.m.cache.keepDurable(id)
+	return nil
+}
+
+// dataKeyWith reads ref's data key and the version of it that has the id, if that may open. Where what is kept says
+// that it may not, the database is asked, as another process may have made it a moment ago.
+func (r reader) dataKeyWith(ctx context.Context, ref key.Ref, id key.ID) (family, *store.Version, error) {
+	fam, kept, err := r.dataKey(ctx, ref)
+	if err != nil {
+		return fam, nil, err
+	}
+	v, err := opening(&fam.Data[0], id)
+	if err == nil || !kept {
+		return fam, v, err
+	}
+	if err := r.m.epochs.renew(ctx); err != nil {
+		return fam, nil, err // nobody knows
+	}
+	fam, now, err := r.snapshotOf(ctx, ref)
+	if err != nil {
+		return fam, nil, err
+	}
+	v, err = opening(&fam.Data[0], id)
+	if err != nil && now != nil && now.away != nil {
+		err = now.away // nobody knows
+	}
+	return fam, v, err
+}
+
+// keyOfOpening reads the data key that has the version with the given id, and that version, if it may open.
+func (r reader) keyOfOpening(ctx context.Context, id key.ID) (family, *store.Version, error) {
+	var now answer
+	if r.keeps {
+		var err error
+		if now, err = r.m.epochs.current(ctx, r.use); err != nil {
+			return family{}, nil, err
+		}
+		if fam, v, ok := r.keptOpening(id, now); ok {
+			r.m.telemetry.hits.add()
+			return fam, v, nil
+		}
+		r.m.telemetry.misses.add()
+	}
+	began, forgotten := r.m.epochs.clock(), r.m.cache.forgotten()
+	fam, err := r.coldVersion(ctx, id)
+	if err != nil {
+		return fam, nil, err
+	}
+	if len(fam.Data) != 1 {
+		return fam, nil, tampered(&fam.Root, "version "+string(id)+" is not one of its data keys'")
+	}
+	ref := key.Ref{Scope: fam.Root.Scope, Purpose: fam.Data[0].Purpose}
+	if !r.tx { // which may rightly see less
+		r.m.cache.compare(ref, &fam)
+	}
+	v, err := opening(&fam.Data[0], id)
+	if err == nil && r.keeps && !fam.older {
+		s := &snapshot{family: fam, epochs: now.reading, read: began, begun: r.m.epochs.begun.Load()}
+		s.used.Store(true)
+		r.m.cache.keepSnapshot(ref, s, forgotten)
+		r.m.cache.keepRef(id, ref)
+	}
+	return fam, v, err
+}
+
+// keptOpening is the version with the given id, if its key is kept and may be used.
+func (r reader) keptOpening(id key.ID, now answer) (family, *store.Version, bool) {
+	ref, ok := r.m.cache.refOf(id)
+	if !ok {
+		return family{}, nil, false
+	}
+	s, ok := r.m.cache.snapshot(ref)
+	if ok && !s.used.Load() {
+		s.used.Store(true)
+	}
+	if !ok || !s.valid(now.reading, r.use) || now.away == nil && r.m.epochs.clock().since(s.read) >= snapshotLife {
+		return family{}, nil, false
+	}
+	v, err := opening(&s.family.Data[0], id)
+	return s.family, v, err == nil
+}
