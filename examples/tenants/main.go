@@ -52,17 +52,35 @@ func run(ctx context.Context, listen, address, rootFile string, log *slog.Logger
 		return err
 	}
 	// The tables are there, so Initialize makes the installation key and nothing else, the first time.
-	keys, err := keyhold.New(ctx, db.keys, keyhold.Config{Root: root, Purposes: []keyhold.Purpose{purpose}, Initialize: true})
+	keys, err := keyhold.New(ctx, db.keys, keyhold.Config{
+		Root: root, Purposes: []keyhold.Purpose{purpose}, Initialize: true, Logger: log,
+	})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, keys.Close()) }()
+	defer rotating(ctx, keys)()
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", listen)
 	if err != nil {
 		return err
 	}
 	log.Info("listening", "address", listener.Addr().String())
 	return serve(ctx, listener, newHandler(&tenants{db: db, keys: keys}, log), log)
+}
+
+// rotating rotates keys when they are due, until ctx ends or end is called, which waits until nothing of it is under
+// way: before Close.
+func rotating(ctx context.Context, keys *keyhold.Manager) (end func()) {
+	ctx, stop := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = keys.Run(ctx) // ctx's error: what fails on the way is logged, and tried again
+	}()
+	return func() {
+		stop()
+		<-ended
+	}
 }
 
 // openRoot opens the external root. Only where there is no installation that depends on another one does it make one.

@@ -26,7 +26,9 @@ func open(t *testing.T, address string) *tenants {
 	must(t, err)
 	root, err := localroot.Generate(filepath.Join(t.TempDir(), "root.key"))
 	must(t, err)
-	keys, err := keyhold.New(t.Context(), db.keys, keyhold.Config{Root: root, Purposes: []keyhold.Purpose{purpose}, Initialize: true})
+	keys, err := keyhold.New(t.Context(), db.keys, keyhold.Config{
+		Root: root, Purposes: []keyhold.Purpose{purpose}, Initialize: true, Grace: -1,
+	})
 	must(t, err)
 	t.Cleanup(func() { must(t, errors.Join(keys.Close(), db.close())) })
 	return &tenants{db: db, keys: keys}
@@ -180,7 +182,7 @@ func TestAKeyVersionInUseIsNotDeleted(t *testing.T) {
 		_, err := s.rotate(t.Context(), "acme")
 		must(t, err)
 		// keyhold's own rules let a disabled version go, and no other.
-		_, err = s.db.Exec("update kms_data_key_version set state = 4 where private_id = $1", string(used))
+		_, err = s.db.Exec("update kms_data_key_version set state = 4, disabled = 1 where private_id = $1", string(used))
 		must(t, err)
 		destroy := func() error {
 			_, err := s.db.Exec("delete from kms_data_key_version where private_id = $1", string(used))
