@@ -292,3 +292,21 @@ func TestHealthDoesNotWait(t *testing.T) {
 	check(t, errors.Join(<-sealed, <-closed))
 	wants(t, m.Health().Err(), ErrClosed)
 }
+
+func TestMetricsOfAges(t *testing.T) {
+	inTwo(t, func(t *testing.T, w *two) {
+		m, s := w.watched(t)
+		const age = "keyhold.key.age"
+		s.isAbsent(t, age)
+		another := Ref{Scope: inner.Scope, Purpose: "another"}
+		pass(time.Hour)
+		rotated(t, w, another)
+		pass(time.Hour)
+		sealing(t, m, inner, "x")
+		sealing(t, m, another, "x")
+		pass(time.Hour)
+		for purpose, want := range map[string]time.Duration{string(inner.Purpose): 3 * time.Hour, "another": 2 * time.Hour, "": 3 * time.Hour} {
+			s.is(t, want.Seconds(), age, "purpose="+purpose)
+		}
+	})
+}

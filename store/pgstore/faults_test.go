@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -30,7 +31,7 @@ type wire struct {
 	net.Conn
 
 	faults *sqltest.Faults
-	deaf   bool // the next answer is lost
+	deaf   atomic.Bool // the next answer is lost; pgx reads and writes at once
 }
 
 func (w *wire) Write(b []byte) (int, error) {
@@ -38,13 +39,13 @@ func (w *wire) Write(b []byte) (int, error) {
 	if before {
 		return 0, errors.Join(errCut, w.Close())
 	}
-	w.deaf = after
+	w.deaf.Store(after)
 	return w.Conn.Write(b)
 }
 
 func (w *wire) Read(b []byte) (int, error) {
 	n, err := w.Conn.Read(b)
-	if w.deaf && err == nil {
+	if w.deaf.Load() && err == nil {
 		return 0, errors.Join(errCut, w.Close())
 	}
 	return n, err
