@@ -5,6 +5,7 @@ import (
 	"errors"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"keyhold.example/keyhold/key"
@@ -53,4 +54,36 @@ func TestWhileSealsWaitForASignChangesAreSeen(t *testing.T) {
 			})
 		}
 	}
+}
+
+// A process that was given up, and registers again by itself, asks before it seals: until then nobody waited for it.
+func TestWhoRegistersAgainAsksBeforeItSeals(t *testing.T) {
+	inLocked(t, Config{SealFor: 6 * time.Second, Grace: -1}, func(t *testing.T, w *two, s *lockedStore) {
+		first := headID(t, w.Manager)
+		s.lock.Store(refused)
+		stop := running(t, w.Manager)
+		pass(5 * time.Minute)
+		if in, ok := w.instance(t, w.Manager); !ok || !in.Gone {
+			t.Fatalf("the others count on it: %+v, %v", in, ok)
+		}
+		destroyed := make(chan struct{})
+		once := sync.OnceFunc(func() {
+			rotated(t, w, inner)
+			check(t, w.other.Disable(t.Context(), first))
+			check(t, w.other.Destroy(t.Context(), first))
+			close(destroyed)
+		})
+		w.calls.Hook(func(call string) {
+			if call == "Sign" {
+				once()
+			}
+		})
+		s.lock.Store(written)
+		<-destroyed
+		synctest.Wait() // it has registered
+		if id := headID(t, w.Manager); id == first {
+			t.Error("sealed with a destroyed version")
+		}
+		stop()
+	})
 }

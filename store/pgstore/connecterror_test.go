@@ -12,7 +12,7 @@ import (
 )
 
 func TestAnErrorIsOneLine(t *testing.T) {
-	const to = "failed to connect to `user=u database=d`:"
+	const to = "connect to `user=u database=d`:"
 	for _, c := range []struct{ text, want string }{
 		{"ERROR: it is so\nand so (SQLSTATE P0001)\n", "ERROR: it is so; and so (SQLSTATE P0001)"},
 		{
@@ -37,7 +37,7 @@ func TestAnErrorIsOneLine(t *testing.T) {
 			to + " hostname resolving error: lookup a: no such host; lookup b: no such host",
 		},
 	} {
-		if got := oneLine(c.text); got != c.want {
+		if got := oneLine("failed to " + c.text); got != c.want {
 			t.Errorf("%q:\n%s; want\n%s", c.text, got, c.want)
 		}
 	}

@@ -25,7 +25,7 @@ func (e *dbError) Error() string { return oneLine(e.err.Error()) }
 func (e *dbError) Unwrap() error { return e.err }
 
 // attemptForm is what pgx says of an attempt to connect: perhaps who to what, the address, its host, what came of it.
-var attemptForm = regexp.MustCompile("^(failed to connect to `.*`: )?(\\S+) \\((\\S+)\\): (?:dial error: )?(.+)$")
+var attemptForm = regexp.MustCompile("^(connect to `.*`: )?(\\S+) \\((\\S+)\\): (?:dial error: )?(.+)$")
 
 // oneLine is a driver's text on one line. Of a connection that was not made pgx has a line for each address, and for
 // each way to connect to it, all of which name the address, some of them twice.
@@ -33,7 +33,8 @@ func oneLine(text string) string {
 	var said []string
 	last := ""
 	for line := range strings.Lines(text) {
-		if line = strings.TrimSpace(line); line == "" || slices.Contains(said, line) {
+		// That it did not come about is said by ours.
+		if line = strings.TrimPrefix(strings.TrimSpace(line), "failed to "); line == "" || slices.Contains(said, line) {
 			continue
 		}
 		said = append(said, line)

@@ -154,19 +154,26 @@ func (s *divided) Update(ctx context.Context, u store.Update) error {
 	return s.Store.Update(ctx, u)
 }
 
+// migrated is a fresh database with the tables, which is divided among the roles, and a root for it.
+func (r *roles) migrated(t *testing.T) (dsn string, s *divided, root *localroot.Root) {
+	t.Helper()
+	dsn = keyholdtest.Postgres(t)
+	r.admit(t, dsn)
+	s = r.open(t, byNew, dsn)
+	must(t, s.Migrate(t.Context()))
+	root, err := localroot.Generate(t.TempDir() + "/root.key")
+	must(t, err)
+	return dsn, s, root
+}
+
 func TestRolesAreDeniedWhatIsNotTheirs(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
 	r := newRoles(t)
-	dsn := keyholdtest.Postgres(t)
-	r.admit(t, dsn)
-	s := r.open(t, byNew, dsn)
-	must(t, s.Migrate(ctx))
-	root, err := localroot.Generate(t.TempDir() + "/root.key")
-	must(t, err)
+	dsn, s, root := r.migrated(t)
 	config := keyhold.Config{Root: root, Purposes: []key.Purpose{"secrets"}, Initialize: true}
 
-	_, err = keyhold.New(ctx, s.Store, config)
+	_, err := keyhold.New(ctx, s.Store, config)
 	denied(t, "application", "make the installation", err)
 	operator, err := keyhold.New(ctx, s.operator, config)
 	must(t, err)
@@ -240,12 +247,7 @@ func TestRolesInAFleet(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
 	r := newRoles(t)
-	dsn := keyholdtest.Postgres(t)
-	r.admit(t, dsn)
-	s := r.open(t, byNew, dsn)
-	must(t, s.Migrate(ctx))
-	root, err := localroot.Generate(t.TempDir() + "/root.key")
-	must(t, err)
+	dsn, s, root := r.migrated(t)
 	config := keyhold.Config{
 		Root: root, Purposes: []key.Purpose{"secrets"}, Initialize: true,
 		Policies: map[key.Purpose]keyhold.Policy{"secrets": {MaxMessages: 1000}},
