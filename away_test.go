@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -140,25 +142,26 @@ func TestAnOwnChangeBeforeTheDatabaseIsAway(t *testing.T) {
 // A machine that was suspended has missed what happened meanwhile, though its monotonic clock stood still.
 func TestAfterASuspensionTheDatabaseIsAsked(t *testing.T) {
 	inTwo(t, func(t *testing.T, w *two) {
-		var asleep time.Duration
+		var asleep atomic.Int64 // questions are asked in goroutines of their own
+		synctest.Wait()
 		told := w.epochs.clock
 		w.epochs.clock = func() instant {
 			now := told()
-			now.wall = now.wall.Add(asleep)
+			now.wall = now.wall.Add(time.Duration(asleep.Load()))
 			return now
 		}
 		_, err := w.other.Rotate(t.Context(), inner)
 		check(t, err)
 		w.sealsWith(t, 1)
-		asleep = maxDrift
+		asleep.Store(int64(maxDrift))
 		w.sealsWith(t, 1)
-		asleep = epochLife // from now on it counts
+		asleep.Store(int64(epochLife)) // from now on it counts
 		w.sealsWith(t, 2)
 		w.away(true)
-		asleep += DefaultSealFor
+		asleep.Add(int64(DefaultSealFor))
 		_, err = w.Seal(t.Context(), inner, nil, AAD{})
 		wants(t, err, ErrStale)
-		asleep = -10 * 365 * 24 * time.Hour // a clock that is set back says nothing
+		asleep.Store(int64(-10 * 365 * 24 * time.Hour)) // a clock that is set back says nothing
 		sealing(t, w.Manager, inner, "x")
 		w.away(false)
 	})
