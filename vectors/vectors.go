@@ -65,6 +65,8 @@ type File struct {
 	BlindIndex    []BlindIndex  `json:"blind_index"`
 	Legacy        []Legacy      `json:"legacy"`
 	LocalRoot     LocalRoot     `json:"local_root"`
+	Recovery      []Recovery    `json:"recovery"`
+	Shares        []Shares      `json:"shares"`
 }
 
 // The entries of a [File], by the section of docs/format.md that they are about.
@@ -179,6 +181,21 @@ type (
 		Nonce        Hex    `json:"nonce"`
 		Ciphertext   Hex    `json:"ciphertext"`
 		Plaintext    Hex    `json:"plaintext"`
+	}
+	// Recovery is a recovery line, section 8. Inst and IK are there if it is valid.
+	Recovery struct {
+		Note  string `json:"note"`
+		Valid bool   `json:"valid"`
+		Line  string `json:"line"`
+		Inst  Hex    `json:"inst,omitempty"`
+		IK    Hex    `json:"ik,omitempty"`
+	}
+	// Shares are the lines of shares, section 8, that give IK together if they are valid.
+	Shares struct {
+		Note  string   `json:"note"`
+		Valid bool     `json:"valid"`
+		Lines []string `json:"lines"`
+		IK    Hex      `json:"ik,omitempty"`
 	}
 )
 

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	wrapping "github.com/hashicorp/go-kms-wrapping/v2"
@@ -26,7 +27,7 @@ import (
 
 func main() {
 	g := &generator{out: &vectors.File{Format: "keyhold v1"}}
-	for _, step := range []func() error{g.tuples, g.installation, g.scopes, g.localRoot} {
+	for _, step := range []func() error{g.tuples, g.installation, g.scopes, g.localRoot, g.recovery} {
 		if err := step(); err != nil {
 			fmt.Fprintln(os.Stderr, "make vectors:", err)
 			os.Exit(1)
@@ -309,4 +310,46 @@ func (g *generator) localRoot() error {
 	v.Ciphertext, v.Nonce, v.WrapperKeyID = blob.GetCiphertext(), blob.GetCiphertext()[:24], blob.GetKeyInfo().GetKeyId()
 	g.out.LocalRoot = v
 	return nil
+}
+
+func (g *generator) recovery() error {
+	inst := g.ik.Inst()
+	line := string(g.ik.Recovery().Reveal())
+	g.out.Recovery = []vectors.Recovery{
+		{Note: "as made", Valid: true, Line: line, Inst: inst[:], IK: bytesOf(g.ik)},
+		{Note: "truncated", Line: line[:len(line)-1]},
+	}
+
+	lines, err := g.ik.Shares(2, 3, split2of3)
+	if err != nil {
+		return err
+	}
+	var shares []string
+	for _, l := range lines {
+		shares = append(shares, string(l.Reveal()))
+	}
+	for i, note := range []string{"2 and 3", "1 and 3", "1 and 2"} {
+		two := slices.Delete(slices.Clone(shares), i, i+1)
+		g.out.Shares = append(g.out.Shares, vectors.Shares{Note: note, Valid: true, Lines: two, IK: bytesOf(g.ik)})
+	}
+	g.out.Shares = append(g.out.Shares,
+		vectors.Shares{Note: "all", Valid: true, Lines: shares, IK: bytesOf(g.ik)}, vectors.Shares{Note: "too few", Lines: shares[:1]})
+	return nil
+}
+
+// split2of3 is Shamir's scheme for this case alone, where multiplying by the numbers of the shares is doubling and
+// adding.
+func split2of3(k []byte, _, _ int) ([][]byte, error) {
+	parts := [][]byte{{}, {}, {}}
+	for _, constant := range k {
+		slope := random(1)[0]
+		double := slope<<1 ^ 0x1b*(slope>>7)
+		for i, product := range []byte{slope, double, double ^ slope} {
+			parts[i] = append(parts[i], constant^product)
+		}
+	}
+	for i := range parts {
+		parts[i] = append(parts[i], byte(i+1))
+	}
+	return parts, nil
 }
