@@ -65,7 +65,11 @@ func (s *sweep) cleanup(ctx context.Context, held *rotor.Held) error {
 		if err := held.Prolong(ctx); err != nil {
 			return err
 		}
-		if err := s.cleanScope(ctx, scope, held, found); err != nil && !errors.Is(err, ErrNotFound) {
+		err := s.cleanScope(ctx, scope, held, found)
+		if errors.Is(err, ErrOldRoot) { // those with the active root do it
+			return nil
+		}
+		if err != nil && !errors.Is(err, ErrNotFound) {
 			if ctx.Err() != nil || errors.Is(err, rotor.ErrLost) {
 				return err
 			}
@@ -88,6 +92,9 @@ func (s *sweep) cleanScope(ctx context.Context, scope key.Scope, held *rotor.Hel
 		fam, err = s.m.committed().scope(ctx, scope)
 		return err
 	})
+	if err == nil {
+		err = s.m.committed().mayRotate(ctx, &fam)
+	}
 	if err != nil {
 		return err
 	}

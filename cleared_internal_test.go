@@ -9,7 +9,7 @@ import (
 // After Close the installation key is not there any more either, wherever a reference to it is left.
 func TestCloseClearsTheInstallationKey(t *testing.T) {
 	m := innerManager(t, memstore.New())
-	ik := m.ik
+	ik := m.ring.keys[0]
 	payload := ik.SlotPayload("kr_0", "x")
 	if payload.Len() != 65 {
 		t.Fatalf("a slot's payload has %d bytes, and it was to show that the key is in it", payload.Len())

@@ -44,10 +44,21 @@ const (
 
 // Config is how a [Manager] works. [New] copies it and checks all of it; changing it afterwards changes nothing.
 type Config struct {
-	// Root is the external root: any go-kms-wrapping wrapper, configured and ready. Required. It is called by New
-	// alone, once; and three times where it makes an installation. One that ignores its context may still be at work
-	// when New has returned.
+	// Root is the external root: any go-kms-wrapping wrapper, configured and ready. Required. It is called by New once,
+	// and three times where it makes an installation; later only for an installation key that is new: see
+	// [Manager.Rekey]. One that ignores its context may still be at work when New has returned.
 	Root wrapping.Wrapper
+
+	// OldRoots are roots that Root takes the place of. Where Root has no slot, the first of them that opens the
+	// installation gives it one, which becomes the active one: once, whichever of any number of processes is first. It
+	// takes one call to that root, and two to Root. The slots of old roots stay until they are removed; with Root in
+	// its slot no old root is called, so that OldRoots may be configured for as long as is convenient.
+	OldRoots []wrapping.Wrapper
+
+	// RemoveRootsAfter is for how long a root that was the active one keeps its slot after another became that: then
+	// [Manager.Run] removes it, as [Manager.RemoveRoot] does, as soon as no live instance depends on it; it looks every
+	// hour. Zero is for ever; otherwise a minute at least.
+	RemoveRootsAfter time.Duration
 
 	// Purposes, RawPurposes and IndexPurposes are the data keys that every scope gets when it is created: for
 	// messages, for raw bytes that the application uses itself, for blind indexes. A purpose stands in one of them,
@@ -118,6 +129,7 @@ type Config struct {
 // settings is a Config that was checked.
 type settings struct {
 	root       wrapping.Wrapper
+	oldRoots   []wrapping.Wrapper
 	purposes   []purposeOf
 	initialize bool
 	pins       [][32]byte
@@ -131,6 +143,8 @@ type settings struct {
 	cleanup    Cleanup
 	logger     *slog.Logger
 	onEvent    func(context.Context, Event)
+
+	removeRootsAfter time.Duration
 }
 
 type purposeOf struct {
@@ -139,11 +153,12 @@ type purposeOf struct {
 	policy  store.Manifest
 }
 
-func (c Config) check() (settings, error) {
+func (c Config) check(needsRoot bool) (settings, error) {
 	s := settings{root: c.Root, initialize: c.Initialize, strict: c.Strict, timeout: c.Timeout}
-	if c.Root == nil {
-		return settings{}, errors.New("Config.Root is required: an external root, such as localroot.Open(\"root.key\")")
+	if err := c.checkRoots(needsRoot); err != nil {
+		return settings{}, err
 	}
+	s.oldRoots, s.removeRootsAfter = slices.Clone(c.OldRoots), c.RemoveRootsAfter
 	if s.timeout == 0 {
 		s.timeout = DefaultTimeout
 	}
@@ -199,6 +214,18 @@ func (c Config) check() (settings, error) {
 		s.pins = append(s.pins, [32]byte(pin))
 	}
 	return s, nil
+}
+
+func (c Config) checkRoots(needed bool) error {
+	switch {
+	case c.Root == nil && needed:
+		return errors.New("Config.Root is required: an external root, such as localroot.Open(\"root.key\")")
+	case slices.Contains(c.OldRoots, nil):
+		return errors.New("Config.OldRoots: one of them is nil")
+	case c.RemoveRootsAfter != 0 && c.RemoveRootsAfter < time.Minute:
+		return key.Invalid("Config.RemoveRootsAfter", c.RemoveRootsAfter.String(), "it is less than a minute")
+	}
+	return nil
 }
 
 // policyOf is the policy of a new data key for messages.

@@ -88,16 +88,17 @@ type epochs struct {
 	life      context.Context //nolint:containedctx // no call's: it ends when the Manager is closed
 	end       context.CancelFunc
 
-	known     atomic.Pointer[reading]
-	begun     atomic.Uint64 // questions
-	back      atomic.Uint32 // buckets whose epochs went back, and nobody has looked at since
-	changes   atomic.Uint64 // after which only what was asked later is known, where the database answers
-	signs     atomic.Bool   // whether this process seals, and therefore signs
-	signed    atomic.Pointer[signature]
-	registers atomic.Uint64  // how often this process has registered
-	retrying  atomic.Bool    // whether a sign is tried again
-	sealing   atomic.Int32   // calls that wait for an answer, to seal
-	questions sync.WaitGroup // under way; added to only by calls
+	known      atomic.Pointer[reading]
+	begun      atomic.Uint64 // questions
+	back       atomic.Uint32 // buckets whose epochs went back, and nobody has looked at since
+	changes    atomic.Uint64 // after which only what was asked later is known, where the database answers
+	signs      atomic.Bool   // whether this process seals, and therefore signs
+	runs       atomic.Bool   // whether it has Run at work, and therefore signs, too
+	signed     atomic.Pointer[signature]
+	registered atomic.Uint64  // how often this process has registered
+	retrying   atomic.Bool    // whether a sign is tried again
+	sealing    atomic.Int32   // calls that wait for an answer, to seal
+	questions  sync.WaitGroup // under way; added to only by calls
 
 	mu       sync.Mutex
 	asking   *asking // nil if nobody does
@@ -268,8 +269,11 @@ func (e *epochs) usable(u use) *reading {
 
 // mayServe says whether one may seal after r: others know that this process seals, and did when r was asked for.
 func (e *epochs) mayServe(r *reading) bool {
-	return e.maySeal() && r.registered == e.registers.Load()
+	return e.maySeal() && r.registered == e.registered.Load()
 }
+
+// registers says whether the others know of this process, or are to.
+func (e *epochs) registers() bool { return e.signs.Load() || e.runs.Load() }
 
 // maySeal says whether the others know that this process seals, and have to.
 func (e *epochs) maySeal() bool {

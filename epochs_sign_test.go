@@ -359,20 +359,21 @@ func TestAcknowledgedWaitsForASignThatBeginsAfterTheRead(t *testing.T) {
 	})
 }
 
-// A process that opens, and one that rotates what is due, uses nothing that others have to wait for.
+// A process that opens, and rotates what is due now and then, uses nothing that others have to wait for. One that has
+// Run at work says all the time by which root it opened the installation.
 func TestWhoOnlyOpensNeverSigns(t *testing.T) {
 	inTwoWith(t, Config{Policies: map[Purpose]Policy{inner.Purpose: {RotateEvery: time.Minute}}}, func(t *testing.T, w *two) {
 		calls := faultstore.New(w.store)
 		m := w.open(t, calls)
-		stop := running(t, m)
 		for i := range 120 {
 			ct := sealing(t, w.Manager, inner, fmt.Sprint(i))
 			reads(t, m, ct, fmt.Sprint(i))
 			_, _, err := m.OpenAny(t.Context(), ct, AAD{})
 			check(t, err)
+			_, err = m.Sweep(t.Context())
+			check(t, err)
 			pass(5 * time.Second)
 		}
-		stop()
 		if _, ok := w.instance(t, m); ok {
 			t.Error("it is among the instances")
 		}
@@ -381,8 +382,16 @@ func TestWhoOnlyOpensNeverSigns(t *testing.T) {
 			t.Error("it asked for no epochs, or it signed, or left")
 		}
 		if n := len(w.states(t, inner)); n < 8 {
-			t.Errorf("%d versions, though it ran for ten minutes", n)
+			t.Errorf("%d versions, though it swept for ten minutes", n)
 		}
+
+		runs := w.open(t, w.store)
+		stop := running(t, runs)
+		pass(5 * time.Second)
+		if in, ok := w.instance(t, runs); !ok || in.Slot != runs.slots.Load().own {
+			t.Errorf("instance %+v, %v; want the slot %s", in, ok, runs.slots.Load().own)
+		}
+		stop()
 	})
 }
 

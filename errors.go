@@ -22,6 +22,17 @@ var (
 	// does not, see whether the root still lets this process decrypt, and whether the slot's row is damaged.
 	ErrRootUnavailable = errors.New("external root failed or did not answer")
 
+	// ErrOldRoot: the process's external root opens the installation and is not the active one, so that it seals and
+	// opens, and neither rotates keys nor changes roots. The error's text says which one is.
+	ErrOldRoot = errors.New("the external root of this process is not the active one")
+
+	// ErrRecovery: a recovery line does not open this installation. It is mistyped, or of another installation or
+	// another installation key; the error's text says which.
+	ErrRecovery = errors.New("recovery line does not open this installation")
+
+	// ErrNoEscrow: a recovery line has to be kept, or somebody has to say that it is not to be, by [NoEscrow].
+	ErrNoEscrow = errors.New("no recovery line would be kept: give a function that keeps it, or NoEscrow")
+
 	// ErrPin: the database holds another installation than the configured pin names, or none. It may have been
 	// replaced.
 	ErrPin = errors.New("installation does not have the configured pin")

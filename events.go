@@ -22,6 +22,13 @@ const (
 	SweepFailed    EventKind = "sweep failed" // the database was away, for instance
 	Recovered      EventKind = "recovered"    // a version that the database had lost was written back from the cache
 	RolledBack     EventKind = "rolled back"  // the key is older in the database than it was
+	RootRemoved    EventKind = "root removed" // the slot with the ID, as Config.RemoveRootsAfter says
+)
+
+// What New logs, and Run tells when it begins; OldRoot also when it becomes so.
+const (
+	OldRoot EventKind = "old root" // the process's root is not the active one: Err says which is; ID is its slot
+	NoPin   EventKind = "no pin"   // Config.Pins is empty, so that whoever can write to the database may put another installation in its place
 )
 
 // Event is something that happened to a key without anybody's asking for it. It holds nothing secret; scopes' names are
@@ -31,7 +38,7 @@ type Event struct {
 	Ref     Ref         // with an empty purpose for a root key; empty if it is about no key
 	Key     key.ID      // of the key, if it is known
 	Version key.Version // 0 if it is about no version
-	ID      key.ID      // of the version
+	ID      key.ID      // of the version, or of a root's slot
 	Count   int
 	Err     error
 }
@@ -59,13 +66,21 @@ func (e Event) LogValue() slog.Value {
 
 // tell logs an event, and gives it to the application.
 func (m *Manager) tell(ctx context.Context, e Event) {
+	m.log(ctx, e)
+	m.hand(ctx, e)
+}
+
+func (m *Manager) log(ctx context.Context, e Event) {
 	if m.logger != nil {
 		level := slog.LevelInfo
-		if e.Err != nil {
+		if e.Err != nil || e.Kind == NoPin {
 			level = slog.LevelWarn
 		}
 		m.logger.LogAttrs(ctx, level, "keyhold: "+string(e.Kind), e.LogValue().Group()...)
 	}
+}
+
+func (m *Manager) hand(ctx context.Context, e Event) {
 	if m.onEvent != nil {
 		m.onEvent(ctx, e)
 	}

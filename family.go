@@ -1,7 +1,6 @@
 package keyhold
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -43,12 +42,13 @@ func (u *unanswered) known(err error) error {
 
 func (m *Manager) committed() reader         { return reader{m: m, q: m.store} }
 func (m *Manager) inside(tx store.Tx) reader { return reader{m: m, q: tx.Queries, tx: true} }
-func (r reader) inst() [16]byte              { return r.m.ik.Inst() }
+func (r reader) inst() [16]byte              { return r.m.ring.inst }
 
 // family is a store.Family that was checked. Its data keys carry the scope of their root key too.
 type family struct {
 	store.Family
-	older bool // a key of it is older than this process has seen it
+	older bool  // a key of it is older than this process has seen it
+	roots error // why it is not known which root is the active one; nil if it is
 }
 
 // key reads the root key of ref's scope and ref's data key, if ref names one: then Data has just that. [ErrNotFound] if
@@ -102,7 +102,7 @@ func (r reader) keyOfVersion(ctx context.Context, id key.ID) (family, error) {
 // read asks the database for a family, and checks it.
 func (r reader) read(ctx context.Context, ask func(context.Context) (store.Family, error)) (family, error) {
 	ctx, sp := r.m.telemetry.span(ctx, "keyhold.read")
-	fam, err := r.verified(func() (store.Family, error) { return ask(ctx) })
+	fam, err := r.verified(ctx, func() (store.Family, error) { return ask(ctx) })
 	sp.family(&fam, err)
 	sp.end(err)
 	return fam, err
@@ -115,9 +115,12 @@ func (r reader) read(ctx context.Context, ask func(context.Context) (store.Famil
 //
 // Inside a transaction of the application's nothing is compared or remembered: it may rightly see an older snapshot,
 // and what it writes may never be committed.
-func (r reader) verified(read func() (store.Family, error)) (family, error) {
+func (r reader) verified(ctx context.Context, read func() (store.Family, error)) (family, error) {
 	fam, err := r.named(read())
 	if err != nil {
+		return fam, err
+	}
+	if err := r.follow(ctx, &fam); err != nil {
 		return fam, err
 	}
 	seen := r.seen(&fam)
@@ -126,6 +129,9 @@ func (r reader) verified(read func() (store.Family, error)) (family, error) {
 		return fam, nil
 	}
 	if fam, err = r.named(read()); err != nil {
+		return fam, err
+	}
+	if err := r.follow(ctx, &fam); err != nil {
 		return fam, err
 	}
 	if err := r.verify(&fam); err != nil {
@@ -211,16 +217,10 @@ func (r reader) timely(fam *store.Family, k *store.Key) error {
 	return err
 }
 
-// stillOurs is for a caller whose change was not made: if the installation is another one now, trying again is no use.
+// stillOurs is for a caller whose change was not made: if the installation is another one now, trying again is no use;
+// if it has another installation key, that is known afterwards.
 func (r reader) stillOurs(ctx context.Context) error {
-	in, err := r.q.Installation(ctx)
-	if errors.Is(err, store.ErrNotFound) {
-		return replaced()
-	}
-	if inst := r.inst(); err == nil && !bytes.Equal(in.Inst, inst[:]) {
-		return replaced()
-	}
-	return err
+	return r.adopt(ctx, nil)
 }
 
 func replaced() error {
@@ -233,7 +233,10 @@ func (m *Manager) verifyKey(k *store.Key) error {
 	if err != nil {
 		return err
 	}
-	if !m.ik.Verify(manifest.Append(nil), k.MAC) {
+	if !m.ring.has(k.IKKID) {
+		return tampered(k, "its manifest is under another installation key")
+	}
+	if !m.ring.verify(k.IKKID, manifest.Append(nil), k.MAC) {
 		reason := "its manifest does not fit"
 		if k.Kind == key.KEK {
 			reason += `; if the application renamed the scope, confirm that with "keyhold scope rename" or Manager.RenameScope`
@@ -256,12 +259,8 @@ func (m *Manager) verifyKey(k *store.Key) error {
 
 // manifestOf puts together what the rows say, as it is authenticated. It fails if they cannot be what keyhold wrote.
 func (m *Manager) manifestOf(k *store.Key) (envelope.Manifest, error) {
-	kid := m.ik.KID()
-	if string(k.IKKID) != string(kid[:]) {
-		return envelope.Manifest{}, tampered(k, "its manifest is under another installation key")
-	}
 	manifest := envelope.Manifest{
-		Inst: m.ik.Inst(), Kind: k.Kind, KeyID: k.ID, Purpose: k.Purpose, Seq: k.Seq, Head: k.Head,
+		Inst: m.ring.inst, Kind: k.Kind, KeyID: k.ID, Purpose: k.Purpose, Seq: k.Seq, Head: k.Head,
 		Policy: envelope.Policy{RotateEvery: k.RotateEvery, MaxMessages: k.MaxMessages},
 	}
 	switch k.Kind {

@@ -18,6 +18,7 @@ import (
 	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/localroot"
 	"keyhold.example/keyhold/store"
+	"keyhold.example/keyhold/store/faultstore"
 	"keyhold.example/keyhold/store/pgstore"
 	"keyhold.example/keyhold/store/sqlitestore"
 	"keyhold.example/keyhold/store/storetest"
@@ -136,6 +137,8 @@ type fleetSettings struct {
 	Run    bool   // from the beginning
 	Bare   bool   // it knows no purposes
 	Zone   string // its time zone; empty for that of the test
+
+	fleetRoots
 }
 
 // fleetOrder is what a process is to do, and fleetAnswer what it says when that is done; each is a line of JSON.
@@ -144,6 +147,8 @@ type fleetOrder struct {
 	Keys  []key.Ref
 	Every time.Duration
 	Spend int // goroutines
+
+	fleetRootsOrder
 }
 
 type fleetAnswer struct {
@@ -155,13 +160,17 @@ type fleetAnswer struct {
 
 	Refusals []fleetRefusal
 	Stalls   []fleetStall
+
+	fleetRootsAnswer
 }
 
 // fleetMember is a process, seen from inside. What it does all the time ends with the order to stop.
 type fleetMember struct {
 	m      *keyhold.Manager
 	s      store.Store
-	ctx    context.Context // of what is done in the background
+	cfg    keyhold.Config
+	faulty *faultstore.Store // what m works with, if it is to die; otherwise nil
+	ctx    context.Context   // of what is done in the background
 	cancel context.CancelFunc
 	ended  []func(*fleetAnswer)
 	count  func() int // of the versions that were used
@@ -198,7 +207,7 @@ func fleetChild(ctx context.Context) error {
 	if err := in.Decode(&set); err != nil {
 		return err
 	}
-	root, err := localroot.Open("root.key")
+	cfg, err := set.config()
 	if err != nil {
 		return err
 	}
@@ -207,16 +216,20 @@ func fleetChild(ctx context.Context) error {
 		return err
 	}
 	defer s.Close()
-	cfg := config(root)
 	cfg.SealFor, cfg.OpenFor, cfg.Timeout, cfg.Strict = set.SealFor, set.OpenFor, set.Timeout, set.Strict
 	if set.Bare {
 		cfg.Purposes, cfg.RawPurposes, cfg.IndexPurposes = nil, nil, nil
 	}
-	m, err := keyhold.New(ctx, s, cfg)
+	if err := set.hold(in, out); err != nil {
+		return err
+	}
+	c := &fleetMember{s: s, cfg: cfg}
+	through := c.mortal(s, &set.fleetRoots)
+	m, err := keyhold.New(ctx, through, cfg)
 	if err != nil {
 		return err
 	}
-	c := &fleetMember{m: m, s: s}
+	c.m = m
 	c.goOn(ctx)
 	if set.Run {
 		c.background(m.Run, func(*fleetAnswer) {})
@@ -262,7 +275,7 @@ func (c *fleetMember) follow(ctx context.Context, o *fleetOrder, a *fleetAnswer)
 		c.stop(a)
 		c.goOn(ctx)
 	default:
-		return fmt.Errorf("no such order: %q", o.Do)
+		return c.followRoots(ctx, o, a)
 	}
 	return nil
 }

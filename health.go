@@ -34,6 +34,10 @@ type Health struct {
 	// before, if it left them alone for now. Events say at which, and what.
 	Failing int
 
+	// Root is [ErrOldRoot], with which root is the active one, if the process's is not it; nil if it is. Such a process
+	// seals and opens, so it is not in Err.
+	Root error
+
 	err error
 }
 
@@ -75,13 +79,14 @@ func (m *Manager) Health() Health {
 		if !m.strict {
 			h.OpenUntil = h.Answered.Add(e.lives[opens])
 		}
-		if s := e.signed.Load(); !m.strict && s != nil {
+		if s := e.signed.Load(); !m.strict && s != nil && e.signs.Load() {
 			h.SealUntil = now.wall.Add(e.lives[seals] - max(age, now.since(s.at)))
 		}
 	}
 	if h.err == nil && h.Database != nil {
 		h.err = m.outage(h, now)
 	}
+	h.Root = m.slots.Load().oldRoot()
 	if s := m.watch.swept.Load(); s != nil {
 		h.Swept, h.Sweep, h.Failing = s.ended, s.err, s.failed
 	}

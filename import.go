@@ -165,7 +165,7 @@ func checkImportedVersions(kind key.Kind, versions []ImportedVersion, seen map[s
 // keys under the root key's new head.
 func (m *Manager) importedFamily(now int64, scope key.Scope, keys []ImportedKey) ([]store.Key, error) {
 	root := store.Key{ID: keys[0].ID, Kind: key.KEK, Scope: scope}
-	head, err := m.importKey(&root, keys[0].Versions, m.ik.Parent(), "", now, m.rootPolicy)
+	head, err := m.importKey(&root, keys[0].Versions, m.ring.parent(), "", now, m.rootPolicy)
 	if err != nil {
 		return nil, err
 	}
@@ -192,7 +192,7 @@ func (m *Manager) importedFamily(now int64, scope key.Scope, keys []ImportedKey)
 func (m *Manager) importKey(
 	k *store.Key, versions []ImportedVersion, parent *seal.Parent, parentID key.ID, now int64, policy store.Manifest,
 ) (*seal.Key, error) {
-	id := seal.Identity{Kind: k.Kind, Inst: m.ik.Inst(), RootKeyID: k.RootKeyID, Purpose: k.Purpose, Alg: key.Imported}
+	id := seal.Identity{Kind: k.Kind, Inst: m.ring.inst, RootKeyID: k.RootKeyID, Purpose: k.Purpose, Alg: key.Imported}
 	if k.Kind == key.KEK {
 		id.RootKeyID = k.ID
 	}
@@ -220,9 +220,8 @@ func (m *Manager) importKey(
 	}
 	row.State = key.Active
 	k.Versions = append(k.Versions, row)
-	ikKID := m.ik.KID()
 	k.Manifest = policy
-	k.Seq, k.Head, k.IKKID = 1, next, ikKID[:]
+	k.Seq, k.Head = 1, next
 	k.RotateAt = due(k)
 	if err := m.sign(k); err != nil {
 		head.Close()

@@ -18,7 +18,8 @@ import (
 // alike.
 const lifeMargin = time.Minute
 
-// InstanceInfo is a process that seals with what it has read earlier, as it registered itself.
+// InstanceInfo is a process that seals with what it has read earlier, or has [Manager.Run] at work, as it registered
+// itself.
 type InstanceInfo struct {
 	ID     string
 	Name   string // its host, program and process id
@@ -26,6 +27,7 @@ type InstanceInfo struct {
 	Signed time.Time // when it last gave a sign, by the database's clock
 	Until  time.Time // when it counts as gone unless it gives another: a minute after it may seal no more
 	Gone   bool      // whether that is so long ago that it cannot seal any more
+	Slot   key.ID    // the root slot by which it opened the installation
 	Self   bool      // whether it is this Manager
 }
 
@@ -47,7 +49,7 @@ func (m *Manager) newEpochs() (*epochs, error) {
 				return m.store.Epochs(ctx)
 			}
 			self := m.self
-			self.Seen = seen
+			self.Seen, self.Slot = seen, m.slots.Load().own
 			e, err := m.store.Sign(ctx, self)
 			if errors.Is(err, store.ErrUnknownOutcome) { // the next one says the same: it matters to nobody
 				err = &wordedError{err.Error(), []error{ErrUnavailable}}
@@ -80,9 +82,9 @@ func (m *Manager) changed(root key.ID, scope key.Scope) {
 	signal(m.ownChange)
 }
 
-// Instances lists the processes that seal with keys of this installation, oldest first, and those that did and are gone
-// for less than a day. One that only opens, or whose [Config.Strict] is set, is not among them. It takes one round
-// trip.
+// Instances lists the processes that seal with keys of this installation or have [Manager.Run] at work, oldest first,
+// and those that did and are gone for less than a day. One that only opens without Run, or without Run has
+// [Config.Strict] set, is not among them. It takes one round trip.
 func (m *Manager) Instances(ctx context.Context) ([]InstanceInfo, error) {
 	ctx, end, err := m.begin(ctx)
 	if err != nil {
@@ -104,7 +106,7 @@ func (m *Manager) instanceInfo(in *store.Instance, now int64) InstanceInfo {
 	return InstanceInfo{
 		ID: string(in.ID), Name: in.Name, Gone: in.Gone(now), Self: in.ID == m.self.ID,
 		Since: time.Unix(in.Since, 0).UTC(), Signed: time.Unix(in.Signed, 0).UTC(),
-		Until: time.Unix(in.Signed+in.Life, 0).UTC(),
+		Until: time.Unix(in.Signed+in.Life, 0).UTC(), Slot: in.Slot,
 	}
 }
 
@@ -112,12 +114,21 @@ func (m *Manager) instanceInfo(in *store.Instance, now int64) InstanceInfo {
 type UnseenError struct{ Instances []InstanceInfo }
 
 func (e *UnseenError) Error() string {
+	return "instances that have not seen the last change yet: " + instanceNames(e.Instances)
+}
+
+func instanceNames(instances []InstanceInfo) string {
 	var names []string
-	for _, in := range e.Instances {
-		names = append(names, fmt.Sprintf("%q (last sign %s, live until %s)",
-			in.Name, in.Signed.Format(time.RFC3339), in.Until.Format(time.RFC3339)))
+	for _, in := range instances {
+		switch {
+		case in.Self && in.Signed.IsZero():
+			names = append(names, fmt.Sprintf("%q (this process)", in.Name))
+		default:
+			names = append(names, fmt.Sprintf("%q (last sign %s, live until %s)",
+				in.Name, in.Signed.Format(time.RFC3339), in.Until.Format(time.RFC3339)))
+		}
 	}
-	return "instances that have not seen the last change yet: " + strings.Join(names, ", ")
+	return strings.Join(names, ", ")
 }
 
 // unseen is an [*UnseenError] if a live instance other than m may not have seen the committed epochs of the given

@@ -428,8 +428,8 @@ func TestSlotOfTheRootsOwnKeyIsTriedFirst(t *testing.T) {
 	root, err := localroot.Generate(t.TempDir() + "/second.key")
 	check(t, err)
 	counted := &counting{Wrapper: root}
-	second := &Manager{settings: settings{root: counted}}
-	slot, err := second.sealSlot(t.Context(), first.ik)
+	second := &Manager{}
+	slot, err := second.sealSlot(t.Context(), counted, first.ring.keys[0])
 	check(t, err)
 	slot.State, slot.Created = key.Retired, 1
 	s.Edit(func(d *memstore.Data) {
@@ -437,7 +437,7 @@ func TestSlotOfTheRootsOwnKeyIsTriedFirst(t *testing.T) {
 		in.Slots = append(in.Slots, slot)
 		manifest, err := slotsManifest(*in)
 		check(t, err)
-		mac := first.ik.MAC(manifest.Append(nil))
+		mac := first.ring.keys[0].MAC(manifest.Append(nil))
 		in.MAC = mac[:]
 	})
 	counted.decrypts = 0

@@ -36,12 +36,21 @@ type VersionInfo struct {
 
 // RootInfo describes one root slot: an external root that opens the installation, or did until it was removed.
 type RootInfo struct {
-	ID      key.ID
-	Type    string // of the wrapper
-	KeyID   string // what the root called its key when it sealed
-	State   key.State
-	Active  bool
-	Created time.Time
+	ID    key.ID
+	Type  string    // of the wrapper
+	KeyID string    // what the root called its key when it sealed
+	State key.State // active, retired, or destroyed: it was removed
+	Own   bool      // whether this process has opened the installation by it
+
+	// Active says whether it is the one of which the processes rotate keys and change roots. While the installation is
+	// rekeyed, a root has a slot for each of the two installation keys, and the one for the newer key is not in use
+	// yet.
+	Active          bool
+	InstallationKey key.KID
+
+	// When it was made, when it last became the active one, since when it is that no more, and when it was removed;
+	// zero if never. The database does not vouch for them.
+	Created, Activated, Retired, Removed time.Time
 }
 
 // InstallationInfo describes the installation.
@@ -49,7 +58,8 @@ type InstallationInfo struct {
 	ID      string // 32 hexadecimal digits
 	Pin     string
 	Created time.Time
-	Roots   []RootInfo
+	Rekeyed bool       // whether it gets another installation key just now; Pin is that one's then
+	Roots   []RootInfo // in the order in which they were made
 }
 
 // Keys lists a scope's root key and then its data keys by purpose, after checking their manifests. It takes one round
@@ -117,19 +127,15 @@ func (m *Manager) Installation(ctx context.Context) (InstallationInfo, error) {
 		return InstallationInfo{}, err
 	}
 	defer end()
-	in, err := m.store.Installation(ctx)
-	if err != nil {
+	if err := m.adopt(ctx); err != nil {
 		return InstallationInfo{}, err
 	}
-	if err := m.verifySlots(in); err != nil {
-		return InstallationInfo{}, err
+	now := m.slots.Load()
+	info := InstallationInfo{
+		ID: hex.EncodeToString(now.Inst), Pin: m.Pin(), Created: time.Unix(now.Created, 0).UTC(), Rekeyed: now.rekeyed(),
 	}
-	info := InstallationInfo{ID: hex.EncodeToString(in.Inst), Pin: m.Pin(), Created: time.Unix(in.Created, 0).UTC()}
-	for _, slot := range in.Slots {
-		info.Roots = append(info.Roots, RootInfo{
-			ID: slot.ID, Type: slot.WrapperType, KeyID: slot.WrapperKeyID, State: slot.State,
-			Active: slot.ID == in.ActiveSlot, Created: time.Unix(slot.Created, 0).UTC(),
-		})
+	for i := range now.Slots {
+		info.Roots = append(info.Roots, now.info(&now.Slots[i]))
 	}
 	return info, nil
 }

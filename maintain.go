@@ -24,15 +24,16 @@ type turn struct {
 	name  string
 	every time.Duration
 	do    func(context.Context) error
-	next  instant // not before; this process's clock
-	taken bool    // by this process, at least once
+	of    func() bool // whether this process is to do it
+	next  instant     // not before; this process's clock
+	taken bool        // by this process, at least once
 }
 
 func (m *Manager) maintainLoop(ctx context.Context) error {
 	s := m.newSweep()
 	turns := []*turn{
-		{name: "maintain", every: maintainEvery, do: s.maintain},
-		{name: "tidy", every: tidyEvery, do: s.tidy},
+		{name: "maintain", every: maintainEvery, do: s.maintain, of: func() bool { return !s.m.slots.Load().isOld() }},
+		{name: "tidy", every: tidyEvery, do: s.tidy, of: func() bool { return true }},
 	}
 	for {
 		if !pause(ctx, rotor.Jitter(sweepEvery), nil) {
@@ -49,7 +50,7 @@ func (m *Manager) maintainLoop(ctx context.Context) error {
 // take does it if it is time to. The lease is not given back, unless it failed.
 func (s *sweep) take(ctx context.Context, t *turn) error {
 	now := s.m.epochs.clock()
-	if t.taken && now.mono < t.next.mono {
+	if t.taken && now.mono < t.next.mono || !t.of() {
 		return nil
 	}
 	var lease store.Lease
@@ -80,11 +81,15 @@ func (s *sweep) maintain(ctx context.Context) (err error) {
 	if err := s.m.isOpen(ctx); err != nil {
 		return err
 	}
+	if s.m.slots.Load().isOld() {
+		return nil
+	}
 	ctx, sp := s.m.telemetry.span(ctx, "keyhold.maintain")
 	defer func() { sp.end(err) }()
 	err = errors.Join(
 		s.alone(ctx, "rewrap", s.rewrapAll),
 		s.alone(ctx, "cleanup", s.cleanup),
+		s.removeOldRoots(ctx),
 	)
 	s.m.watch.maintained.tell(ctx, err)
 	return err

@@ -2,12 +2,11 @@ package keyhold
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
-	"keyhold.example/keyhold/internal/seal"
 	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/store"
 )
@@ -24,7 +23,8 @@ type (
 type Manager struct {
 	settings
 	store  store.Store
-	ik     *seal.IK
+	ring   *keyring
+	slots  atomic.Pointer[slots]
 	cache  *cache
 	epochs *epochs
 	self   store.Instance
@@ -39,7 +39,9 @@ type Manager struct {
 	heard     chan struct{} // a key has changed somewhere
 	ownChange chan struct{} // m has changed one
 
-	pin  string
+	adopting   chan struct{} // held by whoever learns of a change of the slots
+	unfollowed *unfollowed   // while adopting is held
+
 	made bool // by New
 
 	mu     sync.RWMutex // held for reading by every call under way, so that Close waits for them
@@ -56,36 +58,56 @@ type Manager struct {
 //
 // It takes two round trips to the database where there is an installation.
 func New(ctx context.Context, s store.Store, cfg Config) (*Manager, error) {
-	set, err := cfg.check()
+	m, err := prepared(s, cfg, true)
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := set.bound(ctx)
+	ctx, cancel := m.bound(ctx)
 	defer cancel()
+	in, err := m.installation(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.openInstallation(ctx, in); err != nil {
+		return nil, err
+	}
+	if err := m.telemetry.observe(m); err != nil {
+		m.ring.close()
+		return nil, fmt.Errorf("make the instruments of Config.Meter: %w", err)
+	}
+	for _, e := range m.warnings() {
+		m.log(ctx, e) // the application's own hook may need m
+	}
+	return m, nil
+}
 
+// prepared is a Manager that has not opened the installation yet.
+func prepared(s store.Store, cfg Config, needsRoot bool) (*Manager, error) {
+	set, err := cfg.check(needsRoot)
+	if err != nil {
+		return nil, err
+	}
 	m := &Manager{settings: set, store: s, cache: newCache()}
 	if m.telemetry, err = newTelemetry(cfg.Meter, cfg.Tracer); err != nil {
 		return nil, fmt.Errorf("make the instruments of Config.Meter: %w", err)
 	}
 	m.unknownIDs, m.unknownRefs = newLimiter(), newLimiter()
+	m.adopting = make(chan struct{}, 1)
 	m.heard, m.ownChange = make(chan struct{}, 1), make(chan struct{}, 1)
-	if m.epochs, err = m.newEpochs(); err != nil {
-		return nil, err
+	m.epochs, err = m.newEpochs()
+	return m, err
+}
+
+// warnings are what whoever runs the process should know when it starts.
+func (m *Manager) warnings() (events []Event) {
+	now := m.slots.Load()
+	if err := now.oldRoot(); err != nil {
+		events = append(events, Event{Kind: OldRoot, ID: now.own, Err: err})
 	}
-	in, err := m.installation(ctx)
-	if err != nil {
-		return nil, err
+	if len(m.pins) == 0 {
+		events = append(events, Event{Kind: NoPin})
 	}
-	if m.ik, err = m.openInstallation(ctx, in); err != nil {
-		return nil, err
-	}
-	pin := m.ik.Pin()
-	m.pin = hex.EncodeToString(pin[:])
-	if err := m.telemetry.observe(m); err != nil {
-		m.ik.Close()
-		return nil, fmt.Errorf("make the instruments of Config.Meter: %w", err)
-	}
-	return m, nil
+	return events
 }
 
 // Made says whether [New] made the installation, and did not find one or another process's.
@@ -125,12 +147,12 @@ func (m *Manager) installation(ctx context.Context) (store.Installation, error) 
 }
 
 // Pin is the pin of the installation, 64 hexadecimal digits. It is not secret. See [Config.Pins].
-func (m *Manager) Pin() string { return m.pin }
+func (m *Manager) Pin() string { return m.ring.pinText() }
 
 // Format prints that it is a Manager, and of which installation. Some external roots hold their keys in the open, and
 // would be printed with the rest.
 func (m *Manager) Format(f fmt.State, _ rune) {
-	_, _ = fmt.Fprintf(f, "keyhold.Manager(pin %s)", m.pin)
+	_, _ = fmt.Fprintf(f, "keyhold.Manager(pin %s)", m.Pin())
 }
 
 // Close waits for the calls under way and clears the keys that m holds. Calls that begin afterwards return [ErrClosed],
@@ -152,14 +174,14 @@ func (m *Manager) close() error {
 	m.closed = true
 	m.epochs.close()
 	m.cache.clear()
-	m.ik.Close()
+	m.ring.close()
 	ctx, cancel := context.WithTimeoutCause(context.Background(), askLimit, //nolint:forbidigo // there is no caller's
 		fmt.Errorf("no answer within %v: %w: %w", askLimit, ErrUnavailable, context.DeadlineExceeded))
 	defer cancel()
 	if l, ok := m.store.(listener); ok && len(m.ownChange) > 0 {
 		_ = l.Notify(ctx) // the others will ask anyway
 	}
-	if !m.epochs.signs.Load() {
+	if !m.epochs.registers() {
 		return nil
 	}
 	if err := m.store.Leave(ctx, m.self.ID); err != nil {

@@ -13,13 +13,24 @@ import (
 // with its time and place, is what keyhold wrote. What a transaction of the application's shows is never kept, as it
 // may be rolled back; release says that it is no longer needed.
 func (r reader) open(fam *store.Family, k *store.Key, v *store.Version) (opened, error) {
-	// The parent first: a version that is at hand does not open either if what wraps it was changed.
-	parent, err := r.parentOf(fam, k, v)
+	// What wraps a data key comes first: a version that is at hand does not open either if that was changed. Of what
+	// wrapped a root key, which may be over since then, nothing else is to be known.
+	var parent *seal.Parent
+	var err error
+	if k.Kind == key.DEK {
+		parent, err = r.anyParent(fam, v.Parent)
+	}
 	if err != nil {
 		return opened{}, err
 	}
 	if o, ok := r.m.cache.find(v); ok {
 		return o, nil
+	}
+	if k.Kind == key.KEK {
+		parent, err = r.parentOf(fam, k, v)
+	}
+	if err != nil {
+		return opened{}, err
 	}
 	unwrapped, err := r.unwrapUnder(parent, fam, k, v)
 	if err != nil {
@@ -111,8 +122,8 @@ func (r reader) parentOf(fam *store.Family, k *store.Key, v *store.Version) (*se
 	if k.Kind == key.DEK {
 		return r.anyParent(fam, v.Parent)
 	}
-	parent := r.m.ik.Parent()
-	if kid := parent.KID(); !bytes.Equal(v.IKKID, kid[:]) {
+	parent, ok := r.m.ring.parentOf(v.IKKID)
+	if !ok {
 		return nil, tampered(k, fmt.Sprintf("version %d is wrapped under another installation key", v.Number))
 	}
 	return parent, nil

@@ -17,7 +17,7 @@ func (e *epochs) ask(ctx context.Context, sign bool) *asking {
 	if e.asking != nil {
 		return e.asking
 	}
-	r := &reading{asked: e.clock(), number: e.begun.Add(1), changes: e.changes.Load(), registered: e.registers.Load()}
+	r := &reading{asked: e.clock(), number: e.begun.Add(1), changes: e.changes.Load(), registered: e.registered.Load()}
 	a := &asking{done: make(chan struct{}), number: r.number}
 	e.asking = a
 	ctx = context.WithoutCancel(ctx)
@@ -112,7 +112,7 @@ func (e *epochs) answer(ctx context.Context, a *asking, r, last *reading, sign b
 // mustSign says whether a question is to be a sign, too.
 func (e *epochs) mustSign(sign, registered bool, seen [store.Buckets]uint64) bool {
 	switch {
-	case !e.signs.Load():
+	case !e.registers():
 		return false
 	case sign, !registered && e.sealing.Load() > 0:
 		return true
@@ -134,7 +134,7 @@ func (e *epochs) sign(ctx context.Context, limit time.Duration, r *reading, seen
 	if err == nil {
 		r.Epochs = epochs
 		if registers {
-			r.registered = e.registers.Add(1)
+			r.registered = e.registered.Add(1)
 		}
 		e.signed.Store(&signature{at: r.asked, number: r.number, seen: seen})
 	}

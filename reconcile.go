@@ -121,14 +121,7 @@ func (m *Manager) reconcileBatch(
 
 // missingKey makes the data key for a purpose, or none if the scope has it by now.
 func (r reader) missingKey(ctx context.Context, read store.Family, p purposeOf) (*store.Key, error) {
-	first := true
-	fam, err := r.verified(func() (store.Family, error) {
-		if first {
-			first = false
-			return read, nil
-		}
-		return r.q.Scope(ctx, read.Root.Scope)
-	})
+	fam, err := r.once(ctx, read)
 	if err != nil {
 		return nil, err
 	}

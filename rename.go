@@ -113,7 +113,7 @@ func (r reader) renamedKey(ctx context.Context, old, renamed key.Scope) (family,
 func (m *Manager) hasScope(root store.Key, scope key.Scope) bool {
 	root.Scope = scope
 	manifest, err := m.manifestOf(&root)
-	return err == nil && m.ik.Verify(manifest.Append(nil), root.MAC)
+	return err == nil && m.ring.verify(root.IKKID, manifest.Append(nil), root.MAC)
 }
 
 // notRenamed says what to do where there is no scope of the new name.

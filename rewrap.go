@@ -104,7 +104,12 @@ func (r reader) wrapAnew(fam *store.Family, data *store.Key, v *store.Version, t
 	if err := usableParent(fam, v.Parent); err != nil {
 		return nil, err
 	}
-	k, err := r.unwrap(fam, data, v)
+	return r.wrapUnder(fam, data, v, target)
+}
+
+// wrapUnder is wrapAnew for a version of any key in any state.
+func (r reader) wrapUnder(fam *store.Family, its *store.Key, v *store.Version, target *seal.Parent) ([]byte, error) {
+	k, err := r.unwrap(fam, its, v)
 	if err != nil {
 		return nil, err
 	}

@@ -11,55 +11,19 @@ import (
 	wrapping "github.com/hashicorp/go-kms-wrapping/v2"
 	"google.golang.org/protobuf/proto"
 
-	"keyhold.example/keyhold/envelope"
 	"keyhold.example/keyhold/internal/seal"
 	"keyhold.example/keyhold/internal/secret"
 	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/store"
 )
 
-// makeInstallation makes an installation key, seals it with the external root, and stores both with the slot. Whoever
-// loses a race gets the winner's installation.
-func (m *Manager) makeInstallation(ctx context.Context) (store.Installation, error) {
-	ik, err := seal.GenerateIK()
-	if err != nil {
-		return store.Installation{}, err
-	}
-	defer ik.Close()
-	slot, err := m.sealSlot(ctx, ik)
-	if err != nil {
-		return store.Installation{}, err
-	}
-	inst, kid := ik.Inst(), ik.KID()
-	in := store.Installation{
-		Inst: inst[:], IKKID: kid[:], Seq: 1, ActiveSlot: slot.ID, Slots: []store.Slot{slot},
-	}
-	manifest, err := slotsManifest(in)
-	if err != nil {
-		return store.Installation{}, err
-	}
-	mac := ik.MAC(manifest.Append(nil))
-	in.MAC = mac[:]
-
-	err = m.store.Initialize(ctx, in)
-	if err != nil && !errors.Is(err, store.ErrConflict) && (!errors.Is(err, store.ErrUnknownOutcome) || ctx.Err() != nil) {
-		return store.Installation{}, err
-	}
-	stored, err := m.store.Installation(ctx)
-	if errors.Is(err, store.ErrNotFound) {
-		return stored, fmt.Errorf("new installation was not stored, try again: %w", store.ErrUnavailable)
-	}
-	m.made = bytes.Equal(stored.Inst, in.Inst)
-	return stored, err
-}
-
 // sealSlot seals ik with the external root, and opens it again, as a root that can only encrypt would lose everything.
-func (m *Manager) sealSlot(ctx context.Context, ik *seal.IK) (store.Slot, error) {
+func (m *Manager) sealSlot(ctx context.Context, root wrapping.Wrapper, ik *seal.IK) (store.Slot, error) {
 	id, err := seal.RandomID(key.PrefixRootSlot)
 	if err != nil {
 		return store.Slot{}, err
 	}
-	wrapperType, keyID, err := m.describeRoot(ctx)
+	wrapperType, keyID, err := m.describeRoot(ctx, root)
 	if err != nil {
 		return store.Slot{}, err
 	}
@@ -68,7 +32,7 @@ func (m *Manager) sealSlot(ctx context.Context, ik *seal.IK) (store.Slot, error)
 	its := secret.New(bytes.Clone(payload.Reveal())) // a root that does not end with ctx may still read it
 	info, err := callRoot(ctx, m, "encrypt", func(ctx context.Context) (*wrapping.BlobInfo, error) {
 		defer its.Clear()
-		return m.root.Encrypt(ctx, its.Reveal())
+		return root.Encrypt(ctx, its.Reveal())
 	})
 	if err != nil {
 		return store.Slot{}, rootFailed(wrapperType, keyID, fmt.Errorf("seal the installation key: %w", err))
@@ -88,7 +52,7 @@ func (m *Manager) sealSlot(ctx context.Context, ik *seal.IK) (store.Slot, error)
 	if bytes.Contains(blob, payload.Reveal()[len(payload.Reveal())-32:]) {
 		return store.Slot{}, fmt.Errorf("the root (%s %s) returned the installation key unsealed: %w", wrapperType, keyID, ErrRoot)
 	}
-	again, err := m.openSlot(ctx, inst, slot)
+	again, err := m.openSlot(ctx, root, inst, slot)
 	switch {
 	case isCallError(err):
 		return store.Slot{}, rootFailed(wrapperType, keyID, fmt.Errorf("open again what it just sealed: %w", err))
@@ -99,77 +63,40 @@ func (m *Manager) sealSlot(ctx context.Context, ik *seal.IK) (store.Slot, error)
 	return slot, nil
 }
 
-// openInstallation opens the installation key by the first slot that the external root opens, and checks pin and slots
-// with it. Slots that name the root's own key id are tried first, so that there is one call to the root, also where a
-// root of the same type has a slot.
-func (m *Manager) openInstallation(ctx context.Context, in store.Installation) (*seal.IK, error) {
-	broken := func(reason string) error { return &IntegrityError{Subject: "the installation", Reason: reason} }
-	if len(in.Inst) != 16 || len(in.IKKID) != 16 {
-		return nil, broken("its id does not have 16 bytes")
-	}
-	manifest, err := slotsManifest(in)
+// openAnySlot opens an installation key by the first of its slots that the root opens. Slots that name the root's own
+// key id are tried first, so that there is one call to the root, also where a root of the same type has a slot.
+func (m *Manager) openAnySlot(
+	ctx context.Context, root wrapping.Wrapper, in store.Installation, kid []byte,
+) (*seal.IK, key.ID, error) {
+	wrapperType, keyID, err := m.describeRoot(ctx, root)
 	if err != nil {
-		return nil, broken(err.Error())
+		return nil, "", err
 	}
-	wrapperType, keyID, err := m.describeRoot(ctx)
-	if err != nil {
-		return nil, err
-	}
-	ik, err := m.openAnySlot(ctx, in, wrapperType, keyID)
-	if err != nil {
-		return nil, err
-	}
-	if pin := ik.Pin(); len(m.pins) > 0 && !slices.Contains(m.pins, pin) {
-		ik.Close()
-		return nil, fmt.Errorf("%w: its pin is %x", ErrPin, pin)
-	}
-	if !ik.Verify(manifest.Append(nil), in.MAC) {
-		ik.Close()
-		return nil, broken("the list of its root slots was changed")
-	}
-	return ik, nil
-}
-
-// verifySlots checks the slots of an installation that is open.
-func (m *Manager) verifySlots(in store.Installation) error {
-	inst := m.ik.Inst()
-	if !bytes.Equal(in.Inst, inst[:]) {
-		return replaced()
-	}
-	manifest, err := slotsManifest(in)
-	if err != nil {
-		return &IntegrityError{Subject: "the installation", Reason: err.Error()}
-	}
-	if !m.ik.Verify(manifest.Append(nil), in.MAC) {
-		return &IntegrityError{Subject: "the installation", Reason: "the list of its root slots was changed"}
-	}
-	return nil
-}
-
-func (m *Manager) openAnySlot(ctx context.Context, in store.Installation, wrapperType, keyID string) (*seal.IK, error) {
 	var candidates []store.Slot
-	var active string
+	var active, removed string
 	own := 0 // how many of them name the root's own key; they come first
 	for _, slot := range in.Slots {
 		if slot.ID == in.ActiveSlot {
 			active = rootName(slot.WrapperType, slot.WrapperKeyID)
 		}
-		if slot.State == key.Destroyed || slot.WrapperType != wrapperType || !bytes.Equal(slot.IKKID, in.IKKID) {
-			continue
-		}
-		if keyID != "" && slot.WrapperKeyID == keyID {
+		mine := slot.WrapperType == wrapperType && keyID != "" && slot.WrapperKeyID == keyID
+		switch {
+		case slot.State == key.Destroyed && mine:
+			removed = string(slot.ID)
+		case slot.State == key.Destroyed || slot.WrapperType != wrapperType || !bytes.Equal(slot.IKKID, kid):
+		case mine:
 			candidates = slices.Insert(candidates, 0, slot)
 			own++
-		} else {
+		default:
 			candidates = append(candidates, slot)
 		}
 	}
 	var errs []error
 	var failed error // of a root of which nothing says that it is another one
 	for i, slot := range candidates {
-		ik, err := m.openSlot(ctx, [16]byte(in.Inst), slot)
+		ik, err := m.openSlot(ctx, root, [16]byte(in.Inst), slot)
 		if err == nil {
-			return ik, nil
+			return ik, slot.ID, nil
 		}
 		errs = append(errs, err)
 		if failed == nil && isCallError(err) && (i < own || keyID == "" && ctx.Err() != nil) {
@@ -179,14 +106,17 @@ func (m *Manager) openAnySlot(ctx context.Context, in store.Installation, wrappe
 			break // nor would it answer for the next one
 		}
 	}
-	var err error
 	switch {
 	case failed != nil:
-		return nil, rootFailed(wrapperType, keyID, failed)
+		return nil, "", rootFailed(wrapperType, keyID, failed)
 	case own > 0:
 		err = ErrRoot
+	case removed != "":
+		err = fmt.Errorf("%w: its slot %s was removed: %s; the active root is %s", ErrRoot, removed, rootName(wrapperType, keyID), active)
 	case keyID == "" && len(candidates) > 0:
-		err = fmt.Errorf("%w: %s failed, or it is another one than the active root, %s", ErrRoot, wrapperType, active)
+		err = &wordedError{
+			fmt.Sprintf("%v: %s failed, or it is another one than the active root, %s", ErrRoot, wrapperType, active), []error{ErrRoot, errUnsure},
+		}
 	default:
 		err = fmt.Errorf("%w: by its type and its key's id it is another one: %s, and the active root is %s",
 			ErrRoot, rootName(wrapperType, keyID), active)
@@ -194,16 +124,19 @@ func (m *Manager) openAnySlot(ctx context.Context, in store.Installation, wrappe
 	for _, why := range errs {
 		err = fmt.Errorf("%w; %w", err, why)
 	}
-	return nil, err
+	return nil, "", err
 }
 
+// errUnsure says of a root that it may be one that has a slot.
+var errUnsure = errors.New("the root may have failed")
+
 // openSlot asks the external root once to open one slot.
-func (m *Manager) openSlot(ctx context.Context, inst [16]byte, slot store.Slot) (*seal.IK, error) {
+func (m *Manager) openSlot(ctx context.Context, root wrapping.Wrapper, inst [16]byte, slot store.Slot) (*seal.IK, error) {
 	var info wrapping.BlobInfo
 	if err := proto.Unmarshal(slot.Blob, &info); err != nil {
 		return nil, fmt.Errorf("slot %s: not a marshalled BlobInfo", slot.ID)
 	}
-	plain, err := callRoot(ctx, m, "decrypt", func(ctx context.Context) ([]byte, error) { return m.root.Decrypt(ctx, &info) })
+	plain, err := callRoot(ctx, m, "decrypt", func(ctx context.Context) ([]byte, error) { return root.Decrypt(ctx, &info) })
 	if err != nil {
 		return nil, fmt.Errorf("slot %s: %w", slot.ID, err)
 	}
@@ -217,14 +150,14 @@ func (m *Manager) openSlot(ctx context.Context, inst [16]byte, slot store.Slot) 
 }
 
 // describeRoot asks the external root what it is.
-func (m *Manager) describeRoot(ctx context.Context) (wrapperType, keyID string, err error) {
-	t, err := guard(ctx, m, func() (wrapping.WrapperType, error) { return m.root.Type(ctx) })
+func (m *Manager) describeRoot(ctx context.Context, root wrapping.Wrapper) (wrapperType, keyID string, err error) {
+	t, err := guard(ctx, m, func() (wrapping.WrapperType, error) { return root.Type(ctx) })
 	if err != nil {
 		return "", "", rootFailed("", "", fmt.Errorf("ask for its type: %w", err))
 	}
 	// A wrapper that does not know its key id before its first use is no error: the id is only a hint of the slot to
 	// try first.
-	id, err := guard(ctx, m, func() (string, error) { return m.root.KeyId(ctx) })
+	id, err := guard(ctx, m, func() (string, error) { return root.KeyId(ctx) })
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return "", "", rootFailed(string(t), "", fmt.Errorf("ask for its key's id: %w", err))
@@ -321,27 +254,4 @@ func (m *Manager) noAnswer(ctx context.Context, why error) error {
 		why = fmt.Errorf("%w: %w", ended, why)
 	}
 	return fmt.Errorf("no answer%s: %w", when, why)
-}
-
-// slotsManifest is what the slots' MAC is over. It fails if a stored length is wrong, or if a slot's row names another
-// key of its root than its blob does.
-func slotsManifest(in store.Installation) (envelope.SlotsManifest, error) {
-	manifest := envelope.SlotsManifest{Inst: [16]byte(in.Inst), Seq: in.Seq, Active: in.ActiveSlot}
-	for _, slot := range in.Slots {
-		if len(slot.IKKID) != 16 {
-			return envelope.SlotsManifest{}, fmt.Errorf("slot %s names no installation key", slot.ID)
-		}
-		// The row's own id of the root's key is not in the manifest, and people ask for it by SQL. A blob that cannot
-		// be read does not open, either.
-		var info wrapping.BlobInfo
-		if err := proto.Unmarshal(slot.Blob, &info); err == nil {
-			if id := info.GetKeyInfo().GetKeyId(); id != "" && id != slot.WrapperKeyID {
-				return envelope.SlotsManifest{}, fmt.Errorf("slot %s names another key of its root than it was sealed with", slot.ID)
-			}
-		}
-		manifest.Slots = append(manifest.Slots, envelope.Slot{
-			ID: slot.ID, WrapperType: slot.WrapperType, IKKID: key.KID(slot.IKKID), State: slot.State, BlobHash: seal.BlobHash(slot.Blob),
-		})
-	}
-	return manifest, nil
 }

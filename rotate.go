@@ -21,7 +21,7 @@ import (
 //
 // Every call adds a version, however many race. After an error the version may have been added or not, and may be
 // pending; the next rotation ends what was begun. It takes four round trips where nobody interferes. Errors:
-// [ErrNotFound], [ErrRolledBack], [*IntegrityError], [ErrUnavailable], [ErrUnknownOutcome].
+// [ErrNotFound], [ErrOldRoot], [ErrRolledBack], [*IntegrityError], [ErrUnavailable], [ErrUnknownOutcome].
 func (m *Manager) Rotate(ctx context.Context, ref key.Ref) (key.Version, error) {
 	return m.rotate(ctx, m.committed, ref, 0)
 }
@@ -68,7 +68,7 @@ func (m *Manager) rotate(
 		}
 	}()
 	for {
-		fam, k, err := r.forChange(ctx, ref)
+		fam, k, err := r.forRotation(ctx, ref)
 		read := m.epochs.begun.Load()
 		if err != nil {
 			return 0, r.known(err)
@@ -128,6 +128,22 @@ func (r reader) forChange(ctx context.Context, ref key.Ref) (*store.Family, *sto
 	if err != nil {
 		return nil, nil, err
 	}
+	return fam.forChange(ref)
+}
+
+// forRotation is forChange for what only a process with the active root does.
+func (r reader) forRotation(ctx context.Context, ref key.Ref) (*store.Family, *store.Key, error) {
+	fam, err := r.key(ctx, ref)
+	if err == nil {
+		err = r.mayRotate(ctx, &fam)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	return fam.forChange(ref)
+}
+
+func (fam *family) forChange(ref key.Ref) (*store.Family, *store.Key, error) {
 	if err := fam.notOlder(); err != nil {
 		return nil, nil, err
 	}
@@ -145,7 +161,7 @@ func (m *Manager) nextKey(fam *store.Family, k *store.Key) (*seal.Key, error) {
 		alg = key.Message
 	}
 	return seal.Generate(seal.Identity{
-		Kind: k.Kind, Inst: m.ik.Inst(), RootKeyID: fam.Root.ID, Purpose: k.Purpose, Alg: alg,
+		Kind: k.Kind, Inst: m.ring.inst, RootKeyID: fam.Root.ID, Purpose: k.Purpose, Alg: alg,
 	})
 }
 
@@ -168,7 +184,7 @@ func (r reader) addPending(ctx context.Context, fam *store.Family, k *store.Key,
 	if n > key.MaxVersion {
 		return key.Invalid("version", fmt.Sprint(n), fmt.Sprintf("a key has at most %d versions", key.MaxVersion))
 	}
-	parent, parentID := r.m.ik.Parent(), key.ID("")
+	parent, parentID := r.m.ring.parent(), key.ID("")
 	if k.Kind == key.DEK {
 		rootHead, _ := headOf(&fam.Root)
 		var err error

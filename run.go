@@ -47,11 +47,20 @@ type Swept struct {
 // more, and keeps what this process knows of the keys new, so that no call waits for that. Any number of instances may
 // run at once, and share the work; none is needed for another's. It returns ctx's error, or [ErrClosed].
 //
+// In a process whose root is not the active one it rotates, rewraps and gives up nothing, and does the rest; see
+// [ErrOldRoot].
+//
 // A key at which something fails is tried again after a minute, then after two, and so on up to an hour, and holds up
 // no other. Nothing is lost when Run ends anywhere.
 func (m *Manager) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	if err := m.isOpen(ctx); err != nil {
+		return err
+	}
+	for _, e := range m.warnings() {
+		m.hand(ctx, e) // New has logged it
+	}
 	var wg sync.WaitGroup
 	for _, loop := range []func(context.Context) error{m.pollLoop, m.listenLoop, m.notifyLoop, m.sweepLoop, m.maintainLoop} {
 		wg.Go(func() {
@@ -95,9 +104,10 @@ func pause(ctx context.Context, d time.Duration, wake <-chan struct{}) bool {
 	return ctx.Err() == nil
 }
 
-// pollLoop asks for the epochs before anybody has to wait for them, and signs, if this process seals.
+// pollLoop asks for the epochs before anybody has to wait for them, and signs.
 func (m *Manager) pollLoop(ctx context.Context) error {
 	dropped := m.epochs.clock()
+	m.epochs.runs.Store(true)
 	for {
 		if now := m.epochs.clock(); now.since(dropped) >= idleFor {
 			dropped = now
@@ -108,6 +118,7 @@ func (m *Manager) pollLoop(ctx context.Context) error {
 			return err
 		}
 		if err == nil {
+			m.refreshRoots(ctx)
 			m.refreshKept(ctx)
 		}
 		// Whoever can connect can say that something has changed, as often as they like.
@@ -115,6 +126,16 @@ func (m *Manager) pollLoop(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// refreshRoots learns of changes of the roots before a call needs to.
+func (m *Manager) refreshRoots(ctx context.Context) {
+	now := m.epochs.known.Load()
+	known := m.slots.Load()
+	if now == nil || now.Seq == known.Seq && m.ring.hasJust(kidsOf(&known.Installation)) {
+		return
+	}
+	_ = m.step(ctx, func(ctx context.Context) error { return m.adopt(ctx) }) // the call that needs to says it
 }
 
 // listener is a store whose instances can tell each other when a key has changed.
@@ -238,6 +259,9 @@ func (s *sweep) rotate(ctx context.Context) (err error) {
 	ctx, sp := s.m.telemetry.span(ctx, "keyhold.sweep")
 	defer func() { sp.end(err) }()
 	s.recoverAll(ctx)
+	if s.m.slots.Load().isOld() { // those with the active root do the rest
+		return nil
+	}
 	report, err := s.sweeper.Sweep(ctx, s.work)
 	s.refill(ctx)
 	s.swept.Pending = report.Left
@@ -305,8 +329,8 @@ func (s *sweep) workAt(ctx context.Context, d store.Due, under *store.Lease) err
 		return err
 	case errors.Is(err, store.ErrNotFound):
 		return nil // it was deleted meanwhile
-	case errors.Is(err, store.ErrConflict), errors.Is(err, store.ErrUnknownOutcome):
-		return rotor.ErrLater // somebody else was first, or nobody knows: look again
+	case errors.Is(err, store.ErrConflict), errors.Is(err, store.ErrUnknownOutcome), errors.Is(err, ErrOldRoot):
+		return rotor.ErrLater // somebody else was first, or is to do it, or nobody knows: look again
 	}
 	s.m.telemetry.rotated(ctx, d.Purpose, err)
 	s.m.tell(ctx, Event{Kind: RotationFailed, Ref: ref, Key: d.KeyID, Err: err})
@@ -317,7 +341,7 @@ func (s *sweep) rotateDue(ctx context.Context, ref key.Ref, d store.Due, under *
 	r := s.m.committed()
 	r.use, r.under = seals, under
 	for {
-		fam, k, err := r.forChange(ctx, ref)
+		fam, k, err := r.forRotation(ctx, ref)
 		read := s.m.epochs.begun.Load()
 		if err != nil {
 			return rotated, err

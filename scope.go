@@ -86,7 +86,7 @@ func (m *Manager) newFamily(now int64, scope key.Scope) ([]store.Key, error) {
 	if err != nil {
 		return nil, err
 	}
-	kek, err := seal.Generate(seal.Identity{Kind: key.KEK, Inst: m.ik.Inst(), RootKeyID: id, Alg: key.Message})
+	kek, err := seal.Generate(seal.Identity{Kind: key.KEK, Inst: m.ring.inst, RootKeyID: id, Alg: key.Message})
 	if err != nil {
 		return nil, err
 	}
@@ -96,7 +96,7 @@ func (m *Manager) newFamily(now int64, scope key.Scope) ([]store.Key, error) {
 		return nil, err
 	}
 	root := store.Key{ID: id, Kind: key.KEK, Scope: scope}
-	if err := m.firstVersion(&root, kek, m.ik.Parent(), "", now, m.rootPolicy); err != nil {
+	if err := m.firstVersion(&root, kek, m.ring.parent(), "", now, m.rootPolicy); err != nil {
 		return nil, err
 	}
 	keys := []store.Key{root}
@@ -147,7 +147,7 @@ func (m *Manager) newDataKey(root *store.Key, parentID key.ID, parent *seal.Pare
 	if err != nil {
 		return store.Key{}, err
 	}
-	dek, err := seal.Generate(seal.Identity{Kind: key.DEK, Inst: m.ik.Inst(), RootKeyID: root.ID, Purpose: p.purpose, Alg: p.alg})
+	dek, err := seal.Generate(seal.Identity{Kind: key.DEK, Inst: m.ring.inst, RootKeyID: root.ID, Purpose: p.purpose, Alg: p.alg})
 	if err != nil {
 		return store.Key{}, err
 	}
@@ -168,10 +168,9 @@ func (m *Manager) firstVersion(
 		return err
 	}
 	v.State = key.Active
-	ikKID := m.ik.KID()
 	k.Versions = []store.Version{v}
 	k.Manifest = policy
-	k.Seq, k.Head, k.IKKID = 1, 1, ikKID[:]
+	k.Seq, k.Head = 1, 1
 	k.RotateAt = due(k)
 	return m.sign(k)
 }
@@ -202,14 +201,14 @@ func due(k *store.Key) int64 {
 	return newestCreated(k) + int64(k.RotateEvery)
 }
 
-// sign sets the MAC of k's manifest to fit what k says.
+// sign sets the MAC of k's manifest to fit what k says, and the installation key that it is under.
 func (m *Manager) sign(k *store.Key) error {
 	manifest, err := m.manifestOf(k)
 	if err != nil {
 		return err
 	}
-	mac := m.ik.MAC(manifest.Append(nil))
-	k.MAC = mac[:]
+	kid, mac := m.ring.sign(manifest.Append(nil))
+	k.IKKID, k.MAC = kid[:], mac[:]
 	return nil
 }
 

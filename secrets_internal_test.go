@@ -46,7 +46,7 @@ func TestNoErrorHoldsASecret(t *testing.T) {
 	ct, err := m.Seal(ctx, inner, []byte(plaintext), AAD{})
 	check(t, err)
 
-	secrets := map[string][]byte{"plaintext": []byte(plaintext), "installation key": m.ik.SlotPayload("kr_0", "x").Reveal()[33:]}
+	secrets := map[string][]byte{"plaintext": []byte(plaintext), "installation key": m.ring.keys[0].SlotPayload("kr_0", "x").Reveal()[33:]}
 	fam, err := m.committed().key(ctx, inner)
 	check(t, err)
 	for _, k := range allKeys(&fam.Family) {

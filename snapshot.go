@@ -18,6 +18,7 @@ type snapshot struct {
 	epochs *reading    // nil if the key was changed here, so that it has to be read again
 	read   instant     // before
 	begun  uint64      // and after: how many questions had begun
+	ring   uint64      // and before: how often there were other installation keys
 	used   atomic.Bool // since it was read
 }
 
@@ -41,7 +42,7 @@ func (s *snapshot) valid(now *reading, u use) bool {
 	}
 	root, data := s.family.Root.ID, s.family.Data[0].ID
 	return s.epochs != nil && (u == opens || s.epochs.registered == now.registered) &&
-		bytes.Equal(s.epochs.Inst, now.Inst) && s.epochs.Seq == now.Seq &&
+		bytes.Equal(s.epochs.Inst, now.Inst) &&
 		s.sameBucket(now, root) && s.sameBucket(now, data) && s.family.Epoch == now.Of(root, data)
 }
 
@@ -82,6 +83,8 @@ func (r reader) snapshotOf(ctx context.Context, ref key.Ref) (family, *answer, e
 		s.used.Store(true)
 	}
 	ok = ok && s.valid(now.reading, r.use)
+	// What names an installation key that is over cannot be opened once more.
+	ok = ok && (now.away != nil || s.ring == r.m.ring.changes.Load())
 	if ok && (now.away != nil || r.m.epochs.clock().since(s.read) < snapshotLife) {
 		r.m.telemetry.hits.add()
 		return s.family, &now, r.durable(ctx, headIDOf(&s.family), s.begun)
@@ -122,10 +125,10 @@ func (r reader) fillIn(ctx context.Context, f *filling, ref key.Ref, now *readin
 	var s *snapshot
 	f.err = context.Canceled // if the store panics, which is no answer for the others
 	defer func() { r.m.cache.filled(ref, f, s) }()
-	began := r.m.epochs.clock()
+	began, ring := r.m.epochs.clock(), r.m.ring.changes.Load()
 	f.family, f.err = r.coldKey(ctx, ref)
 	if f.err == nil && !f.family.older {
-		s = &snapshot{family: f.family, epochs: now, read: began, begun: r.m.epochs.begun.Load()}
+		s = &snapshot{family: f.family, epochs: now, read: began, begun: r.m.epochs.begun.Load(), ring: ring}
 		s.used.Store(uses)
 	}
 	return f.family, f.err
@@ -216,7 +219,7 @@ func (r reader) keyOfOpening(ctx context.Context, id key.ID) (family, *store.Ver
 		}
 		r.m.telemetry.misses.add()
 	}
-	began, forgotten := r.m.epochs.clock(), r.m.cache.forgotten()
+	began, forgotten, ring := r.m.epochs.clock(), r.m.cache.forgotten(), r.m.ring.changes.Load()
 	fam, err := r.coldVersion(ctx, id)
 	if err != nil {
 		return fam, nil, err
@@ -230,7 +233,7 @@ func (r reader) keyOfOpening(ctx context.Context, id key.ID) (family, *store.Ver
 	}
 	v, err := opening(&fam.Data[0], id)
 	if err == nil && r.keeps && !fam.older {
-		s := &snapshot{family: fam, epochs: now.reading, read: began, begun: r.m.epochs.begun.Load()}
+		s := &snapshot{family: fam, epochs: now.reading, read: began, begun: r.m.epochs.begun.Load(), ring: ring}
 		s.used.Store(true)
 		r.m.cache.keepSnapshot(ref, s, forgotten)
 		r.m.cache.keepRef(id, ref)
@@ -248,7 +251,8 @@ func (r reader) keptOpening(id key.ID, now answer) (family, *store.Version, bool
 	if ok && !s.used.Load() {
 		s.used.Store(true)
 	}
-	if !ok || !s.valid(now.reading, r.use) || now.away == nil && r.m.epochs.clock().since(s.read) >= snapshotLife {
+	if !ok || !s.valid(now.reading, r.use) ||
+		now.away == nil && (s.ring != r.m.ring.changes.Load() || r.m.epochs.clock().since(s.read) >= snapshotLife) {
 		return family{}, nil, false
 	}
 	v, err := opening(&s.family.Data[0], id)

@@ -504,7 +504,7 @@ func TestNothingSecretIsExported(t *testing.T) {
 		ctx := t.Context()
 		secrets := map[string][]byte{
 			"plaintext": []byte(plaintext), "context": []byte(aad), "scope": []byte(inner.Scope), "missing scope": []byte(missing),
-			"installation key": m.ik.SlotPayload("kr_0", "x").Reveal()[33:],
+			"installation key": m.ring.keys[0].SlotPayload("kr_0", "x").Reveal()[33:],
 		}
 		fam, err := m.committed().key(ctx, inner)
 		check(t, err)

@@ -61,6 +61,10 @@ func timesAreUniversal(t *testing.T, s store.Store) {
 	old := ids(t, m, ref)[0]
 	must(t, m.Disable(ctx, old))
 	must(t, m.Destroy(ctx, old))
+	added, err := m.AddRoot(ctx, newRoot(t))
+	must(t, err)
+	must(t, m.RemoveRoot(ctx, added.ID))
+	must(t, m.Escrow(ctx, func([]byte) (string, error) { return "nowhere", nil }))
 	near := func(what string, at time.Time) {
 		t.Helper()
 		if d := time.Since(at); d < -time.Hour || d > time.Hour {
@@ -69,6 +73,7 @@ func timesAreUniversal(t *testing.T, s store.Store) {
 	}
 	for _, column := range []string{
 		"kms_installation.created", "kms_root_slot.created", "kms_purpose.created", "kms_tombstone.destroyed",
+		"kms_installation_key.created", "kms_root_slot.activated", "kms_root_slot.retired", "kms_root_slot.removed", "kms_escrow.at",
 		"kms_root_key.created", "kms_root_key_version.created", "kms_data_key.created", "kms_data_key_version.created",
 	} {
 		table, name, _ := strings.Cut(column, ".")

@@ -28,11 +28,11 @@ const checkPage = 500
 // Check reads everything, one scope after the other, and returns what breaks a rule of this package or of
 // docs/format.md and can be seen without a key; whether manifests and wrapped keys are genuine cannot. What Integrity
 // says is in it, too. Tables without an installation are well as long as there are no keys. It may run beside anything
-// else; of what changes meanwhile only a scope that is renamed may be reported, as a double of itself. The error is
-// that of a read that failed, and what was found until then is returned with it. It keeps every id, about 150 bytes for
-// each version.
+// else; of what changes meanwhile only a scope that is renamed may be reported, as a double of itself, and an
+// installation key that came and went. The error is that of a read that failed, and what was found until then is
+// returned with it. It keeps every id, about 150 bytes for each version.
 func Check(ctx context.Context, s Store) ([]Finding, error) {
-	c := checker{ids: map[key.ID]string{}, unknownIKs: map[string]string{}}
+	c := checker{ids: map[key.ID]string{}, namedIKs: map[string]string{}}
 	if err := c.check(ctx, s); err != nil {
 		return c.found, fmt.Errorf("check the tables: %w", err)
 	}
@@ -42,9 +42,9 @@ func Check(ctx context.Context, s Store) ([]Finding, error) {
 type checker struct {
 	found []Finding
 	ids   map[key.ID]string // of keys, versions and tombstones, and what has it
-	// unknownIKs has the installation keys that something names, and the first that does. Which of them the slots hold
-	// is looked at in the end, as slots may come while the keys are read.
-	unknownIKs map[string]string
+	// namedIKs has the installation keys that something names, and the first that does. Which of them are there, and
+	// which the slots hold, is looked at in the end, as such may come while the keys are read.
+	namedIKs map[string]string
 }
 
 func (c *checker) add(subject, format string, args ...any) {
@@ -76,7 +76,7 @@ func (c *checker) check(ctx context.Context, s Store) error {
 	after, err := s.Installation(ctx)
 	switch {
 	case err == nil:
-		c.installationKeys(before.Slots, after.Slots)
+		c.installationKeys(&before, &after)
 	case !errors.Is(err, ErrNotFound):
 		return err
 	case n > 0:
@@ -116,46 +116,102 @@ func (c *checker) installation(in *Installation) {
 	if in.Seq < 1 {
 		c.add(subject, "the sequence number is 0")
 	}
-	active := 0
+	c.keys(subject, in.Keys)
+	active := map[string]int{} // by the installation key
 	for i := range in.Slots {
 		slot := &in.Slots[i]
 		subject := fmt.Sprintf("root slot %s", slot.ID)
-		c.id(subject, slot.ID, key.PrefixRootSlot)
-		c.length(subject, "installation key id", slot.IKKID, 16)
-		if slot.WrapperType == "" {
-			c.add(subject, "the wrapper type is empty")
+		c.slot(subject, slot)
+		if slot.State == key.Active {
+			active[string(slot.IKKID)]++
 		}
-		switch slot.State {
-		case key.Active, key.Retired:
-			if len(slot.Blob) == 0 {
-				c.add(subject, "the sealed installation key is empty")
-			}
-			if slot.Removed != 0 {
-				c.add(subject, "it is %v and has a time of removal", slot.State)
-			}
-			if slot.State == key.Active {
-				active++
-			}
-		case key.Destroyed:
-			if len(slot.Blob) != 0 {
-				c.add(subject, "it is removed and still has a sealed installation key")
-			}
-			if slot.Removed == 0 {
-				c.add(subject, "it is removed and has no time of removal")
-			}
-		case key.Pending, key.Disabled:
-			fallthrough
-		default:
-			c.add(subject, "a slot cannot be in %v", slot.State)
-		}
-		if (slot.State == key.Active) != (slot.ID == in.ActiveSlot) {
+		chosen := slot.State == key.Active && bytes.Equal(slot.IKKID, in.IKKID)
+		if chosen != (slot.ID == in.ActiveSlot) {
 			c.add(subject, "it is %v and the installation says that %q is active", slot.State, in.ActiveSlot)
 		}
+		if slot.State != key.Destroyed && !has(in.Keys, slot.IKKID) {
+			c.add(subject, "what it holds, %s, is no key of the installation", key.Base32(slot.IKKID))
+		}
 	}
-	if active != 1 {
-		c.add(subject, "%d root slots are active, not 1", active)
+	if n := active[string(in.IKKID)]; n != 1 {
+		c.add(subject, "%d root slots are active, not 1", n)
+	}
+	for _, kid := range slices.Sorted(maps.Keys(active)) {
+		if n := active[kid]; n > 1 && kid != string(in.IKKID) {
+			c.add(subject, "%d root slots of installation key %s are active, not 1", n, key.Base32([]byte(kid)))
+		}
 	}
 	c.namesIK(subject, in.IKKID)
+}
+
+// slot looks at a slot by itself. Its times are the database's, whose clock may be set back: it can happen that a later
+// step has the earlier one.
+func (c *checker) slot(subject string, slot *Slot) {
+	c.id(subject, slot.ID, key.PrefixRootSlot)
+	c.length(subject, "installation key id", slot.IKKID, 16)
+	if slot.WrapperType == "" {
+		c.add(subject, "the wrapper type is empty")
+	}
+	switch slot.State {
+	case key.Active, key.Retired:
+		if len(slot.Blob) == 0 {
+			c.add(subject, "the sealed installation key is empty")
+		}
+		if slot.Removed != 0 {
+			c.add(subject, "it is %v and has a time of removal", slot.State)
+		}
+	case key.Destroyed:
+		if len(slot.Blob) != 0 {
+			c.add(subject, "it is removed and still has a sealed installation key")
+		}
+		if slot.Removed <= 0 {
+			c.add(subject, "it is removed and has no time of removal")
+		}
+	case key.Pending, key.Disabled:
+		fallthrough
+	default:
+		c.add(subject, "a slot cannot be in %v", slot.State)
+	}
+	if slot.Created <= 0 {
+		c.add(subject, "it was made at %d", slot.Created)
+	}
+	if slot.Activated < 0 || slot.Activated == 0 && slot.State == key.Active {
+		c.add(subject, "it is %v and was activated at %d", slot.State, slot.Activated)
+	}
+	if slot.Retired < 0 || (slot.Retired == 0) != (slot.State == key.Active) {
+		c.add(subject, "it is %v and was retired at %d", slot.State, slot.Retired)
+	}
+}
+
+// keys looks for one installation key, or two of which the second follows the first.
+func (c *checker) keys(subject string, keys []InstallationKey) {
+	if len(keys) < 1 || len(keys) > 2 {
+		c.add(subject, "there are %d installation keys, not 1, or 2 while it is rekeyed", len(keys))
+	}
+	for i := range keys {
+		k := &keys[i]
+		subject := fmt.Sprintf("installation key %s", key.Base32(k.KID))
+		c.length(subject, "id", k.KID, 16)
+		if k.Created <= 0 {
+			c.add(subject, "it was made at %d", k.Created)
+		}
+		if i > 0 && bytes.Equal(k.KID, keys[i-1].KID) {
+			c.add(subject, "it comes twice")
+		}
+		if i > 0 && !bytes.Equal(k.Previous, keys[i-1].KID) {
+			c.add(subject, "it does not follow the one before it, %s", key.Base32(keys[i-1].KID))
+		}
+		if len(k.Previous) == 0 && len(k.Link) == 0 {
+			continue // it is the first
+		}
+		c.length(subject, "previous installation key's id", k.Previous, 16)
+		c.length(subject, "link to the previous installation key", k.Link, 32)
+	}
+}
+
+// has says whether a list of keys has the one with the given kid.
+func has(keys []InstallationKey, kid []byte) bool {
+	return slices.ContainsFunc(keys, func(k InstallationKey) bool { return bytes.Equal(k.KID, kid) })
 }
 
 func (c *checker) family(scope key.Scope, f *Family) {
@@ -392,20 +448,28 @@ func (c *checker) unique(subject string, id key.ID) {
 }
 
 func (c *checker) namesIK(subject string, kid []byte) {
-	if _, known := c.unknownIKs[string(kid)]; !known {
-		c.unknownIKs[string(kid)] = subject
+	if _, known := c.namedIKs[string(kid)]; !known {
+		c.namedIKs[string(kid)] = subject
 	}
 }
 
-// installationKeys looks for the installation keys that something names and no slot holds, so that nothing can open it.
-func (c *checker) installationKeys(slots ...[]Slot) {
-	for _, slot := range slices.Concat(slots...) {
+// installationKeys looks for the installation keys that something names and that are not there, or that no slot holds,
+// so that nothing can open them.
+func (c *checker) installationKeys(before, after *Installation) {
+	keys := slices.Concat(before.Keys, after.Keys)
+	held := map[string]bool{}
+	for _, slot := range slices.Concat(before.Slots, after.Slots) {
 		if slot.State != key.Destroyed {
-			delete(c.unknownIKs, string(slot.IKKID))
+			held[string(slot.IKKID)] = true
 		}
 	}
-	for _, kid := range slices.Sorted(maps.Keys(c.unknownIKs)) {
-		c.add(c.unknownIKs[kid], "no root slot holds its installation key %s", key.Base32([]byte(kid)))
+	for _, kid := range slices.Sorted(maps.Keys(c.namedIKs)) {
+		if !has(keys, []byte(kid)) {
+			c.add(c.namedIKs[kid], "it names %s, which is no key of the installation", key.Base32([]byte(kid)))
+		}
+		if !held[kid] {
+			c.add(c.namedIKs[kid], "no root slot holds its installation key %s", key.Base32([]byte(kid)))
+		}
 	}
 }
 

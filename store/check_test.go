@@ -71,6 +71,16 @@ func TestCheckFindsNothingWhereAllIsWell(t *testing.T) {
 	s, _ := newChecked(t)
 	storetest.Check(t, s)
 
+	s.Edit(rekeyed(func(*store.Installation) {}))
+	storetest.Check(t, s)
+	s.Edit(func(d *memstore.Data) {
+		in := d.Installation
+		slot := &in.Slots[2]
+		slot.State, slot.Blob, slot.Retired, slot.Removed = key.Destroyed, nil, 1, 1
+		in.Keys = in.Keys[:1]
+	})
+	storetest.Check(t, s)
+
 	empty := memstore.New()
 	if err := empty.Migrate(t.Context()); err != nil {
 		t.Fatal(err)
@@ -127,13 +137,46 @@ func TestCheckFindsEachBrokenInvariant(t *testing.T) {
 		"slot ik_kid":            {installation(func(in *store.Installation) { otherSlot(in).IKKID = nil }), "root slot", "has 0 bytes"},
 		"slot state":             {installation(func(in *store.Installation) { otherSlot(in).State = key.Pending }), "root slot", "cannot be in pending"},
 		"slot blob":              {installation(func(in *store.Installation) { activeSlot(in).Blob = nil }), "root slot", "is empty"},
-		"slot removed by half":   {installation(func(in *store.Installation) { otherSlot(in).Removed = 5 }), "root slot", "time of removal"},
+		"only a removed slot holds the key": {func(d *memstore.Data) {
+			rekeyed(func(in *store.Installation) {
+				slot := &in.Slots[2]
+				slot.State, slot.Blob, slot.Retired, slot.Removed = key.Destroyed, nil, 1, 1
+			})(d)
+			d.Key(sessionsRef).IKKID = d.Installation.Keys[1].KID
+		}, sessionsName, "no root slot holds"},
+		"slot of no key":       {installation(func(in *store.Installation) { otherSlot(in).IKKID = make([]byte, 16) }), "root slot", "is no key"},
+		"slot never made":      {installation(func(in *store.Installation) { otherSlot(in).Created = 0 }), "root slot", "made at 0"},
+		"slot never activated": {installation(func(in *store.Installation) { activeSlot(in).Activated = 0 }), "root slot", "activated at 0"},
+		"slot activated early": {installation(func(in *store.Installation) { otherSlot(in).Activated = -7 }), "root slot", "activated at -7"},
+		"slot never retired":   {installation(func(in *store.Installation) { otherSlot(in).Retired = 0 }), "root slot", "retired at 0"},
+		"slot retired early":   {installation(func(in *store.Installation) { otherSlot(in).Retired = -7 }), "root slot", "retired at -7"},
+		"slot retired by half": {installation(func(in *store.Installation) { activeSlot(in).Retired = 5 }), "root slot", "retired at 5"},
+		"slot removed by half": {installation(func(in *store.Installation) { otherSlot(in).Removed = 5 }), "root slot", "time of removal"},
 		"removed slot with blob": {installation(func(in *store.Installation) {
 			otherSlot(in).State, otherSlot(in).Removed = key.Destroyed, 5
 		}), "root slot", "still has"},
 		"removed slot without a time": {installation(func(in *store.Installation) {
 			otherSlot(in).State, otherSlot(in).Blob = key.Destroyed, nil
 		}), "root slot", "no time of removal"},
+		"no installation keys": {installation(func(in *store.Installation) { in.Keys = nil }), "installation", "0 installation keys"},
+		"three installation keys": {rekeyed(func(in *store.Installation) {
+			in.Keys = append(in.Keys, store.InstallationKey{KID: make([]byte, 16), Previous: in.Keys[1].KID, Link: make([]byte, 32), Created: 1})
+		}), "installation", "3 installation keys"},
+		"installation key's id":      {installation(func(in *store.Installation) { in.Keys[0].KID = in.Keys[0].KID[1:] }), "installation key", "id has 15"},
+		"installation key's time":    {installation(func(in *store.Installation) { in.Keys[0].Created = 0 }), "installation key", "made at 0"},
+		"installation key by half":   {rekeyed(func(in *store.Installation) { in.Keys[1].Link = nil }), "installation key", "previous installation key has 0"},
+		"installation key's link":    {rekeyed(func(in *store.Installation) { in.Keys[1].Previous = nil }), "installation key", "id has 0"},
+		"installation keys unlinked": {rekeyed(func(in *store.Installation) { in.Keys[1].Previous = make([]byte, 16) }), "installation key", "does not follow"},
+		"two first ones": {rekeyed(func(in *store.Installation) {
+			in.Keys[1].Previous, in.Keys[1].Link = nil, nil
+		}), "installation key", "does not follow"},
+		"installation key twice": {rekeyed(func(in *store.Installation) { in.Keys[1].KID = in.Keys[0].KID }), "installation key", "comes twice"},
+		"manifest under no key":  {installation(func(in *store.Installation) { in.IKKID = make([]byte, 16) }), "installation", "is no key of the installation"},
+		"two active slots of the other key": {rekeyed(func(in *store.Installation) {
+			in.Slots = append(in.Slots, in.Slots[2])
+			in.Slots[3].ID = "kr_" + key.ID(strings.Repeat("0", 26))
+		}), "installation", "2 root slots of installation key"},
+		"active slot is the other key's": {rekeyed(func(in *store.Installation) { in.ActiveSlot = in.Slots[2].ID }), "root slot", "is active"},
 		"no slot for the installation key": {installation(func(in *store.Installation) {
 			for i := range in.Slots {
 				in.Slots[i].IKKID = make([]byte, 16)
@@ -170,9 +213,13 @@ func TestCheckFindsEachBrokenInvariant(t *testing.T) {
 		}, sessionsName, "comes twice"},
 		"data key without root key": {sessions(func(k *store.Key) { k.RootKeyID = "krk_none" }), "database", "krk_none"},
 
-		"MAC":             {sessions(func(k *store.Key) { k.MAC = k.MAC[1:] }), sessionsName, "MAC has 31 bytes"},
-		"ik_kid":          {sessions(func(k *store.Key) { k.IKKID = append(k.IKKID, 0) }), sessionsName, "has 17 bytes"},
-		"foreign ik_kid":  {sessions(func(k *store.Key) { k.IKKID = make([]byte, 16) }), sessionsName, "no root slot holds"},
+		"MAC":            {sessions(func(k *store.Key) { k.MAC = k.MAC[1:] }), sessionsName, "MAC has 31 bytes"},
+		"ik_kid":         {sessions(func(k *store.Key) { k.IKKID = append(k.IKKID, 0) }), sessionsName, "has 17 bytes"},
+		"foreign ik_kid": {sessions(func(k *store.Key) { k.IKKID = make([]byte, 16) }), sessionsName, "is no key of the installation"},
+		"ik_kid without a slot": {func(d *memstore.Data) {
+			rekeyed(func(in *store.Installation) { in.Slots = in.Slots[:2] })(d)
+			d.Key(sessionsRef).IKKID = d.Installation.Keys[1].KID
+		}, sessionsName, "no root slot holds"},
 		"sequence number": {sessions(func(k *store.Key) { k.Seq = 0 }), sessionsName, "sequence number is 0"},
 		"no head":         {sessions(func(k *store.Key) { k.Head = 0 }), sessionsName, "the head is 0"},
 		"other head":      {sessions(func(k *store.Key) { k.Head = 3 }), sessionsName, "the head is 3"},
@@ -243,7 +290,7 @@ func TestCheckFindsEachBrokenInvariant(t *testing.T) {
 		"root version ik_kid": {root(func(k *store.Key) { k.Versions[0].IKKID = nil }), `version 1 of root key of scope "a"`, "has 0 bytes"},
 		"root version's foreign ik_kid": {
 			root(func(k *store.Key) { k.Versions[0].IKKID = make([]byte, 16) }),
-			`version 1 of root key of scope "a"`, "no root slot holds",
+			`version 1 of root key of scope "a"`, "is no key of the installation",
 		},
 
 		"tombstone time": {sessions(func(k *store.Key) { k.Tombstones[0].Destroyed = 0 }), "tombstone 1 of " + sessionsName, "destroyed at 0"},
@@ -283,6 +330,18 @@ func TestCheckFindsEachBrokenInvariant(t *testing.T) {
 			}
 			t.Errorf("found %d, none about %q with %q:\n%v", len(found), c.subject, c.problem, lines(found))
 		})
+	}
+}
+
+// rekeyed edits an installation that is being rekeyed: its second key has an active slot, the third.
+func rekeyed(edit func(in *store.Installation)) func(*memstore.Data) {
+	return func(d *memstore.Data) {
+		in := d.Installation
+		next := store.InstallationKey{KID: []byte("0123456789abcdef"), Previous: in.IKKID, Link: make([]byte, 32), Created: 1}
+		slot := in.Slots[0]
+		slot.ID, slot.IKKID = key.NewID(key.PrefixRootSlot, [16]byte{1}), next.KID
+		in.Keys, in.Slots = append(in.Keys, next), append(in.Slots, slot)
+		edit(in)
 	}
 }
 
@@ -349,10 +408,12 @@ func TestCheckRunsBesideChanges(t *testing.T) {
 		if _, err := s.Create(t.Context(), m.Inst(), m.Scope("c", "sessions")); err != nil {
 			t.Error(err)
 		}
-		// A new installation key, in a slot that was not there when Check read them.
+		// A new installation key instead of the old one, in a slot that was not there when Check read them.
 		s.Edit(func(d *memstore.Data) {
 			slot := d.Installation.Slots[0]
-			slot.ID, slot.State, slot.IKKID = m.ID(key.PrefixRootSlot), key.Retired, make([]byte, 16)
+			next := store.InstallationKey{KID: make([]byte, 16), Previous: d.Installation.IKKID, Link: make([]byte, 32), Created: 1}
+			slot.ID, slot.State, slot.Retired, slot.IKKID = m.ID(key.PrefixRootSlot), key.Retired, 1, next.KID
+			d.Installation.Keys = []store.InstallationKey{next}
 			d.Installation.Slots = append(d.Installation.Slots, slot)
 			d.Key(sessionsRef).IKKID = slot.IKKID
 		})

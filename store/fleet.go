@@ -54,12 +54,13 @@ type Fleet interface {
 	Tidy(ctx context.Context) (more bool, err error)
 }
 
-// Instance is a process that seals with keys that it has read earlier.
+// Instance is a process that seals with keys that it has read earlier, or keeps them right.
 type Instance struct {
 	ID   key.ID          // ki_ and base32hex of 16 random bytes
 	Name string          // for people: where it runs; at most 255 bytes of UTF-8, none of them zero; may be empty
 	Seen [Buckets]uint64 // epochs, none over 2^63-1: it uses nothing any more that was read before these
 	Life int64           // seconds, not negative, for which it may go on sealing after a sign, and a minute: then it is gone
+	Slot key.ID          // the root slot by which it opened the installation; at most 64 bytes of ASCII, may be empty
 
 	Since, Signed int64 // when it first and last signed; set by the store
 }

@@ -10,6 +10,7 @@
 //   - What identifies a row never changes; a state changes only as [key.State.CanBecome] says.
 //   - A key's manifest changes only from the sequence number that the caller saw to the next one.
 //   - A version that is deleted leaves a tombstone, also when the application's own delete cascaded to it.
+//   - The installation keys that manifests and root key versions name are there, as long as anything names them.
 //
 // The stores are sqlitestore, pgstore and, as the executable specification and for tests, memstore; storetest holds
 // them to this contract.
@@ -45,9 +46,36 @@ type Store interface {
 	// keyhold's.
 	Migrate(ctx context.Context) error
 
-	// Initialize stores a new installation with its slots. [ErrConflict] if there is one already, which is then
-	// untouched.
+	// Initialize stores a new installation with its slots, and IKKID as its only installation key, whatever Keys says.
+	// [ErrConflict] if there is one already, which is then untouched.
 	Initialize(ctx context.Context, in Installation) error
+
+	// ChangeRoots changes the slots, and which installation keys there are, all or nothing. [ErrConflict] if the
+	// sequence number of the slots' manifest is not c.From, if c.Inst is not the installation, or if something still
+	// names an installation key that was to go: a key's manifest, or a root key's version. What would break a rule of
+	// [Installation] or [RootsChange] is another error.
+	ChangeRoots(ctx context.Context, c RootsChange) error
+
+	// Rekey replaces manifests by others of the same keys, under another installation key, and with those of root keys
+	// all their versions' wrapped keys: each key only where its sequence number is still the old one, and whole. It
+	// says how many keys it replaced. It leaves out keys that are not there, and does nothing unless inst is the
+	// installation's, and, if under is a lease, that is held (see [Lease]). [ErrConflict] if an installation key that
+	// is named is not there, or if of a root key that it would replace there is another version than the given ones, a
+	// given one is not there, or has another wrapped key than Old; nothing is replaced then. Each key is named once.
+	Rekey(ctx context.Context, inst [16]byte, keys []Rekey, under *Lease) (int, error)
+
+	// NotUnder lists at most limit scopes that have a manifest, or a root key version, that names another installation
+	// key than the one with the given kid, after the one with the given root key, by the root key's id, and what to
+	// give for the next page: empty if that was the last one. It looks at a bounded number of rows, so a page may have
+	// fewer scopes, or none. A scope that is changed meanwhile may be missed, or listed though it is done.
+	NotUnder(ctx context.Context, kid [16]byte, after key.ID, limit int) (scopes []key.Scope, next key.ID, err error)
+
+	// Escrows lists what AddEscrow stored, oldest first.
+	Escrows(ctx context.Context) ([]Escrow, error)
+
+	// AddEscrow stores that an installation key was written to recovery files, or that such were tried. It does
+	// nothing unless inst is the installation's.
+	AddEscrow(ctx context.Context, inst [16]byte, e Escrow) error
 
 	// Families reads the root keys of the given scopes and all their data keys, each as Scope does, in the order given.
 	// Scopes that are not there are left out.
@@ -120,15 +148,17 @@ type Queries interface {
 	// Create inserts root keys and data keys with their versions and says how many keys it inserted. One whose name
 	// is taken (the scope, or root key and purpose) is left out with its versions, and so is a data key whose root
 	// key is not there: whoever loses a race reads again. Keys are inserted in the order given. [ErrForeignKey] if
-	// the application's tables refuse the scope, [ErrConflict] if a root key version that is to wrap is disabled;
-	// nothing is inserted then. It does nothing unless inst is the installation's.
+	// the application's tables refuse the scope, [ErrConflict] if a root key version that is to wrap is disabled, or an
+	// installation key that is named is not there; nothing is inserted then. It does nothing unless inst is the
+	// installation's.
 	Create(ctx context.Context, inst [16]byte, keys []Key) (int, error)
 
 	// Update changes one key, all or nothing. [ErrConflict] if the key's sequence number is not u.From, if the key is
-	// not there, if u.Inst is not the installation, if u.Lease is a lease that is not held (see [Lease]), or if the
-	// root key version that wraps an added version is disabled. An [*InUseError] if anything that References names has
-	// the id of a version that was to be destroyed, or of a root key's that was to be disabled, whatever a foreign key
-	// would do on delete. A row that is inserted meanwhile is seen, or refused by its foreign key.
+	// not there, if u.Inst is not the installation, if u.Lease is a lease that is not held (see [Lease]), if the root
+	// key version that wraps an added version is disabled, or if an installation key that is named is not there. An
+	// [*InUseError] if anything that References names has the id of a version that was to be destroyed, or of a root
+	// key's that was to be disabled, whatever a foreign key would do on delete. A row that is inserted meanwhile is
+	// seen, or refused by its foreign key.
 	Update(ctx context.Context, u Update) error
 
 	// Shred deletes the root key of a scope, with its data keys and all versions, each of which leaves a tombstone.
@@ -157,11 +187,12 @@ type Queries interface {
 	// Rewrap replaces wrapped keys by others of the same keys, each only where the stored one is still the old one,
 	// and says how many it replaced. It leaves out versions that are not there, and does nothing unless inst is the
 	// installation's, and, if under is a lease, that is held (see [Lease]). [ErrConflict] if a root key version that is
-	// to wrap is disabled; nothing is replaced then.
+	// to wrap is disabled, or an installation key that is named is not there; nothing is replaced then.
 	Rewrap(ctx context.Context, inst [16]byte, rows []Rewrap, under *Lease) (int, error)
 }
 
-// Installation is the row of the installation and its slots.
+// Installation is the row of the installation, its keys and its slots. ActiveSlot is the active slot of the
+// installation key IKKID, and no installation key has two. What a slot that is not removed holds is one of Keys.
 type Installation struct {
 	Inst       []byte // 16 bytes
 	IKKID      []byte // 16 bytes: the installation key that the manifest of the slots is under
@@ -170,6 +201,61 @@ type Installation struct {
 	MAC        []byte // 32 bytes: the slots' manifest
 	Created    int64  // set by the store
 	Slots      []Slot // in the order in which they were made, which the slots' MAC depends on
+
+	// Keys are the installation keys that manifests and wrapped keys may name, oldest first: one, or two while the
+	// installation is rekeyed, of which the second follows the first.
+	Keys []InstallationKey
+}
+
+// InstallationKey says that there is an installation key, and which one it follows. Link is that by which whoever has
+// the one before knows it (docs/format.md, section 2).
+type InstallationKey struct {
+	KID      []byte // 16 bytes
+	Previous []byte // 16 bytes: the kid of the one before, which may be gone; empty if it is the first
+	Link     []byte // 32 bytes; empty if it is the first
+	Created  int64  // set by the store
+}
+
+// RootsChange moves the slots from the manifest From to the next.
+type RootsChange struct {
+	Inst [16]byte
+	From uint64 // the sequence number that has to be stored now
+
+	Seq        uint64 // the new one, greater than From
+	IKKID      []byte
+	ActiveSlot key.ID
+	MAC        []byte
+
+	Add    []Slot           // active or retired, after those that are there
+	States []SlotChange     // of slots that are there, each once; from Destroyed nothing leads away, and its blob goes
+	AddKey *InstallationKey // follows the only one that is there; nil if none
+	Drop   []byte           // the kid of one that nothing names any more, nor IKKID; empty if none, or if one is added
+}
+
+// SlotChange is a slot's step from one state to another.
+type SlotChange struct {
+	ID       key.ID
+	From, To key.State
+}
+
+// Rekey is a key's manifest under another installation key; nothing else of it changes.
+type Rekey struct {
+	Kind     key.Kind
+	KeyID    key.ID
+	From     uint64 // the sequence number that has to be stored now
+	Seq      uint64 // the new one, greater than From
+	IKKID    []byte
+	MAC      []byte
+	Versions []Rewrap // of a root key all its versions; none of a data key
+}
+
+// Escrow is what became once of the installation key's copies outside the database. It holds nothing secret. Detail
+// says what, for people: the kind of it, and to whom it was sealed.
+type Escrow struct {
+	IKKID  []byte // 16 bytes
+	Event  string // "written" or "verified"
+	Detail string // at most 4096 bytes of UTF-8, none of them zero
+	At     int64  // set by the store
 }
 
 // Shredded is what became of a scope.
@@ -211,10 +297,10 @@ func (r Reference) String() string { return fmt.Sprintf("%d in %v", r.Rows, r.Co
 // Buckets is how many epochs the keys of an installation share.
 const Buckets = 32
 
-// Epochs is what is compared to learn whether keys may have changed: those of an installation all, if Inst or Seq is
-// another; else a key whose [Bucket] has another epoch, by a change of its manifest or of its scope, or as it was
-// deleted. A new key and [Queries.Rewrap] change none. Epochs only grow, by steps that nobody foresees, unless the
-// database itself goes back.
+// Epochs is what is compared to learn whether keys may have changed: those of an installation all, if Inst is another;
+// else a key whose [Bucket] has another epoch, by a change of its manifest or of its scope, or as it was deleted. A new
+// key and [Queries.Rewrap] change none. Epochs only grow, by steps that nobody foresees, unless the database itself
+// goes back.
 type Epochs struct {
 	Inst []byte // the installation's, 16 bytes
 	Seq  uint64 // of the slots' manifest
@@ -254,7 +340,9 @@ type Slot struct {
 	IKKID        []byte    // 16 bytes: the installation key in it
 	State        key.State // active, or retired: opens but is not the one in use; destroyed: removed, the blob is empty
 	Blob         []byte    // a marshalled go-kms-wrapping BlobInfo
-	Created      int64     // set by the store
+	Created      int64     // set by the store, as are the following
+	Activated    int64     // when it last became the active one; 0 if it never was
+	Retired      int64     // since when it is not the active one, removed or not; 0 while it is
 	Removed      int64     // 0 until removed
 }
 
@@ -311,6 +399,8 @@ type Family struct {
 	Now int64 // the database's clock
 	// Epoch is [Epochs.Of] the keys that were read, as the statement saw it. [Store.Families] does not set it.
 	Epoch uint64
+	// Roots is [Installation.Seq], as the statement saw it, 0 if there is no installation. Families does not set it.
+	Roots uint64
 	Root  Key
 	Data  []Key
 }

@@ -5,8 +5,9 @@
 -- Application.
 
 grant select on
-    kms_schema_version, kms_installation, kms_root_slot, kms_root_key, kms_root_key_version, kms_data_key,
-    kms_data_key_version, kms_tombstone, kms_epoch, kms_purpose, kms_reference, kms_instance, kms_lease, kms_usage
+    kms_schema_version, kms_installation, kms_installation_key, kms_root_slot, kms_escrow, kms_root_key,
+    kms_root_key_version, kms_data_key, kms_data_key_version, kms_tombstone, kms_epoch, kms_purpose, kms_reference,
+    kms_instance, kms_lease, kms_usage
 to kms_application;
 
 -- New keys and versions. Nobody fills in what the database counts.
@@ -23,7 +24,7 @@ grant insert (key_id, version, private_id, kind, alg, commitment) on kms_tombsto
 
 -- Processes say that they live, divide the work, and take what a version may seal. What was taken of a version is deleted
 -- with it, by a trigger.
-grant insert, update (name, seen, life, signed), delete on kms_instance to kms_application;
+grant insert, update (name, seen, life, slot, signed), delete on kms_instance to kms_application;
 grant insert, update (owner, fence, until) on kms_lease to kms_application;
 grant insert, update (taken, used_at), delete on kms_usage to kms_application;
 
@@ -37,16 +38,22 @@ grant update (seq, head_version, rotate_every, max_messages, rotate_at, ik_kid, 
 to kms_application;
 grant update (state) on kms_root_key_version, kms_data_key_version to kms_application;
 
--- Rewrapping replaces a wrapped key by the same key, wrapped under the newest parent.
+-- Rewrapping replaces a wrapped key by the same key, wrapped under the newest parent; rekeying by the same key under a
+-- new installation key.
 grant update (key, ik_kid) on kms_root_key_version to kms_application;
 grant update (key, root_key_version_id) on kms_data_key_version to kms_application;
 
 -- Operator, who is a member of the application's role.
 
--- The installation is made once; its root slots are changed when the external root is.
+-- The installation is made once; its root slots are changed when the external root is, and its key when an old root
+-- is not trusted any more.
 grant insert on kms_installation, kms_root_slot to kms_operator;
+grant insert (ik_kid, previous, link), delete on kms_installation_key to kms_operator;
 grant update (ik_kid, seq, active_slot, mac) on kms_installation to kms_operator;
-grant update (state, blob, removed) on kms_root_slot to kms_operator;
+grant update (state, blob) on kms_root_slot to kms_operator;
+
+-- What became of recovery files is kept for ever.
+grant insert (ik_kid, event, detail) on kms_escrow to kms_operator;
 
 -- Destroying versions, and saying what may have their ids. To count the rows that do, an operator also needs the right to
 -- read the application's tables.

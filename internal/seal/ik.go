@@ -30,6 +30,12 @@ func GenerateIK() (*IK, error) {
 	return newIK(inst, Random(envelope.KeySize)), nil
 }
 
+// Next makes another installation key for the same installation, for a rekey.
+func (ik *IK) Next() *IK { return newIK(ik.inst, Random(envelope.KeySize)) }
+
+// Clone returns the same key again, which is closed by itself.
+func (ik *IK) Clone() *IK { return newIK(ik.inst, secret.New(bytes.Clone(ik.material.Reveal()))) }
+
 func newIK(inst [16]byte, material secret.Bytes) *IK {
 	id := Identity{Kind: key.IK, Inst: inst, Alg: key.Message}
 	commit := commitment(id, nil, material.Reveal())
@@ -70,6 +76,12 @@ func (ik *IK) Verify(manifest, mac []byte) bool {
 // NextMAC returns what tells processes that have this installation key that the one with newPin follows it (section 2).
 func (ik *IK) NextMAC(newPin [32]byte) [32]byte {
 	return ik.mac(envelope.Tuple("kh1/ik-next", ik.inst[:], newPin[:]))
+}
+
+// FollowedBy says, in a time that depends on no secret, whether link is what NextMAC returned for that pin.
+func (ik *IK) FollowedBy(newPin [32]byte, link []byte) bool {
+	want := ik.NextMAC(newPin)
+	return subtle.ConstantTimeCompare(want[:], link) == 1
 }
 
 func (ik *IK) mac(b []byte) [32]byte {

@@ -208,6 +208,25 @@ func TestWholeStoreCallsFailToo(t *testing.T) {
 			return err
 		}, store.ErrUnknownOutcome},
 		"Release": {func(s store.Store, _ *storetest.Maker) error { return s.Release(ctx, store.Lease{}) }, store.ErrUnknownOutcome},
+		"ChangeRoots": {func(s store.Store, m *storetest.Maker) error {
+			in := m.Installation()
+			return s.ChangeRoots(ctx, m.NextRoots(&in))
+		}, store.ErrUnknownOutcome},
+		"Rekey": {func(s store.Store, m *storetest.Maker) error {
+			_, err := s.Rekey(ctx, m.Inst(), nil, nil)
+			return err
+		}, store.ErrUnknownOutcome},
+		"NotUnder": {func(s store.Store, _ *storetest.Maker) error {
+			_, _, err := s.NotUnder(ctx, [16]byte{}, "", 1)
+			return err
+		}, store.ErrUnavailable},
+		"Escrows": {func(s store.Store, _ *storetest.Maker) error {
+			_, err := s.Escrows(ctx)
+			return err
+		}, store.ErrUnavailable},
+		"AddEscrow": {func(s store.Store, m *storetest.Maker) error {
+			return s.AddEscrow(ctx, m.Inst(), store.Escrow{})
+		}, store.ErrUnknownOutcome},
 		"Tidy": {func(s store.Store, _ *storetest.Maker) error {
 			_, err := s.Tidy(ctx)
 			return err

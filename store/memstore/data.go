@@ -45,7 +45,7 @@ func (s *Store) Edit(f func(*Data)) {
 	next.schema, next.foreign, next.graves = data.Schema, data.Foreign, cloneTombstones(data.Graves)
 	next.tenants, next.referred = d.tenants, d.referred
 	next.epochs, next.purposes, next.columns = data.Epochs, d.purposes, d.columns
-	next.fleet = d.fleet
+	next.fleet, next.escrows = d.fleet, d.escrows
 	if data.Installation != nil {
 		in := cloneInstallation(data.Installation)
 		next.inst = &in
@@ -101,10 +101,23 @@ func cloneInstallation(in *store.Installation) store.Installation {
 	c.Inst, c.IKKID, c.MAC = bytes.Clone(in.Inst), bytes.Clone(in.IKKID), bytes.Clone(in.MAC)
 	c.Slots = slices.Clone(in.Slots)
 	for i := range c.Slots {
-		s := &c.Slots[i]
-		s.IKKID, s.Blob = bytes.Clone(s.IKKID), bytes.Clone(s.Blob)
+		c.Slots[i] = cloneSlot(c.Slots[i])
+	}
+	c.Keys = slices.Clone(in.Keys)
+	for i := range c.Keys {
+		c.Keys[i] = cloneInstallationKey(c.Keys[i])
 	}
 	return c
+}
+
+func cloneSlot(s store.Slot) store.Slot {
+	s.IKKID, s.Blob = bytes.Clone(s.IKKID), bytes.Clone(s.Blob)
+	return s
+}
+
+func cloneInstallationKey(k store.InstallationKey) store.InstallationKey {
+	k.KID, k.Previous, k.Link = bytes.Clone(k.KID), bytes.Clone(k.Previous), bytes.Clone(k.Link)
+	return k
 }
 
 func cloneKey(k *store.Key) store.Key {

@@ -324,17 +324,8 @@ func TestRefusesWhatAProgramMustNotDo(t *testing.T) {
 		t.Error("Update that names a version twice: no error")
 	}
 	for name, spoil := range map[string]func(in *store.Installation){
-		"no active slot":   func(in *store.Installation) { in.ActiveSlot = "kr_none" },
-		"a removed slot":   func(in *store.Installation) { in.Slots[0].Removed = 1 },
-		"two active slots": func(in *store.Installation) { in.Slots[0].State, in.Slots[1].State = key.Active, key.Active },
-		"no slots":         func(in *store.Installation) { in.Slots = nil },
-		"a pending slot": func(in *store.Installation) {
-			for i := range in.Slots {
-				if in.Slots[i].ID != in.ActiveSlot {
-					in.Slots[i].State = key.Pending
-				}
-			}
-		},
+		"a time of removal": func(in *store.Installation) { in.Slots[0].Removed = 1 },
+		"a removed slot":    func(in *store.Installation) { in.Slots[1].State, in.Slots[1].Blob = key.Destroyed, nil },
 	} {
 		fresh, in := memstore.New(), m.Installation()
 		must(t, fresh.Migrate(t.Context()))

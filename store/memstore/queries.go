@@ -89,6 +89,9 @@ func (q queries) family(ctx context.Context, find func(*state) (root key.ID, dat
 
 func (d *state) family(now int64, root key.ID, data []key.ID) store.Family {
 	f := store.Family{Now: now, Root: cloneKey(d.keys[root])}
+	if d.inst != nil {
+		f.Roots = d.inst.Seq
+	}
 	for _, id := range data {
 		f.Data = append(f.Data, cloneKey(d.keys[id]))
 	}

@@ -147,7 +147,7 @@ func (s *Store) Families(ctx context.Context, scopes []key.Scope) ([]store.Famil
 	for _, scope := range scopes {
 		if root := d.keys[d.scopes[scope]]; root != nil {
 			f := d.family(s.now(), root.ID, d.data[root.ID])
-			f.Epoch = 0
+			f.Epoch, f.Roots = 0, 0
 			list = append(list, f)
 		}
 	}

@@ -2,48 +2,92 @@ package memstore
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 
 	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/store"
 )
 
-// checkInstallation looks at the rules for a new installation.
+// checkInstallation looks at what has to hold between the installation, its keys and its slots.
 func checkInstallation(in *store.Installation) error {
 	if err := errors.Join(
 		length("inst", in.Inst, 16),
 		length("ik_kid", in.IKKID, 16),
 		length("mac", in.MAC, 32),
 		number("sequence number", in.Seq, 1),
+		checkInstallationKeys(in),
 	); err != nil {
 		return err
 	}
-	active := 0
+	active := map[string]key.ID{} // by the installation key
 	seen := map[key.ID]bool{}
-	for _, s := range in.Slots {
-		if err := errors.Join(checkID(s.ID), length("ik_kid of slot", s.IKKID, 16)); err != nil {
+	for i := range in.Slots {
+		s := &in.Slots[i]
+		if err := checkSlot(in, s); err != nil {
 			return err
 		}
-		switch {
-		case seen[s.ID]:
+		if seen[s.ID] {
 			return fmt.Errorf("slot %s comes twice", s.ID)
-		case s.WrapperType == "":
-			return fmt.Errorf("slot %s has no wrapper type", s.ID)
-		case len(s.Blob) == 0:
-			return fmt.Errorf("slot %s is empty", s.ID)
-		case s.Removed != 0:
-			return fmt.Errorf("slot %s is removed", s.ID)
-		case s.State == key.Active && s.ID == in.ActiveSlot:
-			active++
-		case s.State != key.Retired:
-			return fmt.Errorf("slot %s is %v and the active one is %q", s.ID, s.State, in.ActiveSlot)
 		}
 		seen[s.ID] = true
+		if s.State != key.Active {
+			continue
+		}
+		if other, taken := active[string(s.IKKID)]; taken {
+			return fmt.Errorf("slots %s and %s of one installation key are active", other, s.ID)
+		}
+		active[string(s.IKKID)] = s.ID
 	}
-	if active != 1 {
-		return fmt.Errorf("the active slot %q is not there", in.ActiveSlot)
+	if id, ok := active[string(in.IKKID)]; !ok || id != in.ActiveSlot {
+		return fmt.Errorf("the slot %q is not the active one of the installation key, which is %q", in.ActiveSlot, id)
+	}
+	return nil
+}
+
+func checkSlot(in *store.Installation, s *store.Slot) error {
+	if err := errors.Join(checkID(s.ID), length("ik_kid of slot", s.IKKID, 16)); err != nil {
+		return err
+	}
+	switch {
+	case s.WrapperType == "":
+		return fmt.Errorf("slot %s has no wrapper type", s.ID)
+	case s.State == key.Destroyed:
+		return nil
+	case s.State != key.Active && s.State != key.Retired:
+		return fmt.Errorf("slot %s is %v", s.ID, s.State)
+	case len(s.Blob) == 0:
+		return fmt.Errorf("slot %s is empty", s.ID)
+	case !slices.ContainsFunc(in.Keys, func(k store.InstallationKey) bool { return bytes.Equal(k.KID, s.IKKID) }):
+		return fmt.Errorf("slot %s holds an installation key that is not there", s.ID)
+	}
+	return nil
+}
+
+// checkInstallationKeys looks for one key, or two of which the second follows the first.
+func checkInstallationKeys(in *store.Installation) error {
+	if len(in.Keys) < 1 || len(in.Keys) > 2 {
+		return fmt.Errorf("there are %d installation keys", len(in.Keys))
+	}
+	for i, k := range in.Keys {
+		if err := length("kid of an installation key", k.KID, 16); err != nil {
+			return err
+		}
+		if first := len(k.Previous) == 0 && len(k.Link) == 0; first && i == 0 {
+			continue
+		}
+		if err := errors.Join(
+			length("previous of an installation key", k.Previous, 16),
+			length("link of an installation key", k.Link, 32),
+		); err != nil {
+			return err
+		}
+		if i > 0 && (!bytes.Equal(k.Previous, in.Keys[0].KID) || bytes.Equal(k.KID, in.Keys[0].KID)) {
+			return errors.New("the second installation key does not follow the first")
+		}
 	}
 	return nil
 }
@@ -97,7 +141,7 @@ func (d *state) checkNew(k *store.Key) error {
 		}
 		ids[t.ID] = true
 	}
-	return checkKey(k)
+	return cmp.Or(checkKey(k), d.checkIKs(k))
 }
 
 // checkKey looks at what has to hold between a key's row and its versions, whenever a transaction is over.

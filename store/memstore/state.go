@@ -30,6 +30,7 @@ type state struct {
 	referred map[key.ID]bool
 	purposes map[key.Purpose]store.Purpose
 	columns  map[store.Column]bool // that were registered
+	escrows  []store.Escrow
 
 	fleet
 }
@@ -86,8 +87,14 @@ func (d *state) initialize(in store.Installation, now int64) error {
 	}
 	in = cloneInstallation(&in)
 	in.Created = now
+	in.Keys = []store.InstallationKey{{KID: bytes.Clone(in.IKKID), Created: now}}
 	for i := range in.Slots {
-		in.Slots[i].Created = now
+		s := &in.Slots[i]
+		if s.Removed != 0 || s.State == key.Destroyed {
+			return fmt.Errorf("initialize: slot %s is removed", s.ID)
+		}
+		s.Created, s.Activated, s.Retired = now, 0, 0
+		enter(s, s.State, now)
 	}
 	if err := checkInstallation(&in); err != nil {
 		return fmt.Errorf("initialize: %w", err)
@@ -235,6 +242,9 @@ func (d *state) apply(k *store.Key, u store.Update, now int64) error {
 	if err := checkKey(k); err != nil {
 		return err
 	}
+	if !d.hasIK(k.IKKID) || u.Add != nil && k.Kind == key.KEK && !d.hasIK(u.Add.IKKID) {
+		return errMissingIK
+	}
 	for _, c := range u.States {
 		if v := versionOf(k, c.Number); k.Kind == key.KEK && c.To == key.Disabled {
 			if err := d.unused(v); err != nil {
@@ -292,6 +302,9 @@ func (d *state) rewrap(inst [16]byte, rows []store.Rewrap, under *store.Lease, n
 		v.Blob, v.Parent, v.IKKID = bytes.Clone(r.Blob), r.Parent, bytes.Clone(r.IKKID)
 		if err := d.checkWrapping(&k, v); err != nil {
 			return 0, fmt.Errorf("rewrap %s: %w", r.ID, err)
+		}
+		if k.Kind == key.KEK && !d.hasIK(v.IKKID) {
+			return 0, fmt.Errorf("rewrap %s: %w", r.ID, errMissingIK)
 		}
 		d.keys[k.ID] = &k
 		n++

@@ -34,7 +34,7 @@ var (
 	rootKeyRow, rootVersionRow             = one.RootKey, one.RootVersion
 	dataKeyRow, dataVersionRow             = one.DataKey, one.DataVersion
 
-	instanceRow = row{"private_id": "'ki_x'", "name": "''", "seen": bytesOf(256), "life": "60", "since": "1", "signed": "1"}
+	instanceRow = row{"private_id": "'ki_x'", "name": "''", "seen": bytesOf(256), "life": "60", "slot": "''", "since": "1", "signed": "1"}
 	leaseRow    = row{"name": "'x'", "owner": "'ki_x'", "fence": "7", "until": "1"}
 	usageRow    = row{"private_id": "'kdkv_a1'", "taken": "7", "used_at": "1"}
 
@@ -88,16 +88,6 @@ func installationBreaking() []breaking {
 			{"schema_version_pkey", "insert into {prefix}_schema_version (only_row, version) values (1, 2)"},
 			{"schema_version_one", "insert into {prefix}_schema_version (only_row, version) values (2, 2)"},
 			{"schema_version_version", "update {prefix}_schema_version set version = 0"},
-
-			{"root_slot_pkey", insert("root_slot", slotRow.With("private_id", "'kr_a'"))},
-			{"root_slot_number_key", insert("root_slot", slotRow.With("number", "1"))},
-			{"root_slot_one_active", insert("root_slot", slotRow.With("state", "2"))},
-			{"root_slot_blob", insert("root_slot", slotRow.With("blob", `''`))},
-			{"root_slot_removed", insert("root_slot", slotRow.With("removed", "1"))},
-			{"root_slot_removed", insert("root_slot", slotRow.With("state", "5", "blob", `''`))},
-			{"root_slot_removed", insert("root_slot", slotRow.With("state", "5", "blob", `''`, "removed", "0"))},
-			{"root_slot_kept", "delete from {prefix}_root_slot where private_id = 'kr_gone'"},
-			{"root_slot_removed_stays", `update {prefix}_root_slot set state = 3, blob = '\x01', removed = null where private_id = 'kr_gone'`},
 
 			{"installation_pkey", insert("installation", installationRow)},
 			{"installation_one", insert("installation", installationRow.With("only_row", "2"))},
@@ -165,6 +155,7 @@ func installationBreaking() []breaking {
 		checks("instance", instanceRow, "name", text(256), "repeat('é', 128)"),
 		checks("instance", instanceRow, "seen", bytesOf(255), bytesOf(257)),
 		checks("instance", instanceRow, "life", "-1"),
+		checks("instance", instanceRow, "slot", text(65), "'é'"),
 		checks("instance", instanceRow, "since", "0"),
 		checks("instance", instanceRow, "signed", "0"),
 		checks("lease", leaseRow, "name", "''", text(65), "'é'"),
@@ -174,15 +165,7 @@ func installationBreaking() []breaking {
 		checks("usage", usageRow, "private_id", badID("kdkv_")...),
 		checks("usage", usageRow, "taken", "-1"),
 		checks("usage", usageRow, "used_at", "0"),
-		updates("root_slot", "immutable", "private_id", "'kr_y'", "number", "7",
-			"wrapper_type", "'y'", "wrapper_key_id", "'y'", "ik_kid", bytesOf(15), "created", "1"),
 		updates("installation", "immutable", "only_row", "2", "inst", bytesOf(15), "created", "1"),
-		checks("root_slot", slotRow, "private_id", "''", text(65), "'é'"),
-		checks("root_slot", slotRow, "number", "0", "-1"),
-		checks("root_slot", slotRow, "wrapper_type", "''"),
-		checks("root_slot", slotRow, "ik_kid", badBytes16...),
-		checks("root_slot", slotRow, "state", "1", "4", "6"),
-		checks("root_slot", slotRow, "created", "0"),
 		checks("installation", installationRow, "inst", badBytes16...),
 		checks("installation", installationRow, "ik_kid", badBytes16...),
 		checks("installation", installationRow, "seq", "0"),
@@ -309,6 +292,7 @@ func allBreaking() []breaking {
 	}
 	return slices.Concat(
 		installationBreaking(),
+		rootsBreaking(),
 		keyBreaking("root_key", "root_key_version", "root_key_id", rootKeyRow, rootVersionRow, "krk", "krkv"),
 		keyBreaking("data_key", "data_key_version", "data_key_id", dataKeyRow, dataVersionRow, "kdk", "kdkv"),
 		checks("root_key", rootKeyRow, "scope_id", "''", "'"+strings.Repeat("é", 256)+"a'", "'a' || chr(10)", "'a' || chr(31) || 'b'",
@@ -367,8 +351,10 @@ func TestEveryRuleOfTheTablesRefuses(t *testing.T) {
 	}
 }
 
-// effects are the triggers that refuse nothing: SQL, and what it leaves.
-var effects = []struct{ name, sql, query, want string }{
+// effect is what a trigger that refuses nothing does: SQL, and what it leaves.
+type effect struct{ name, sql, query, want string }
+
+var effects = []effect{
 	{
 		"root_key_epoch_update", "update {prefix}_root_key set seq = 9 where private_id = 'krk_a'",
 		epochs, "10:1",
@@ -429,7 +415,7 @@ const epochs = "select string_agg(bucket || ':' || n, ',' order by bucket) from 
 func TestTriggersLeaveTombstonesAndEpochs(t *testing.T) {
 	t.Parallel()
 	s := migrated(t, Config{})
-	for i, e := range effects {
+	for i, e := range slices.Concat(effects, rootEffects) {
 		t.Run(fmt.Sprintf("%s/%d", e.name, i), func(t *testing.T) {
 			tx := onBase(t, s)
 			_, err := tx.Exec(t.Context(), rendered(s, e.sql))
@@ -465,7 +451,7 @@ func TestEveryRuleOfTheTablesHasItsTest(t *testing.T) {
 	for _, b := range allBreaking() {
 		tested[b.name] = true
 	}
-	for _, e := range effects {
+	for _, e := range slices.Concat(effects, rootEffects) {
 		tested[e.name] = true
 	}
 	delete(found, "schema_migrations_pkey") // golang-migrate's table
@@ -497,7 +483,8 @@ func TestScopesAreOfTheirColumnsForm(t *testing.T) {
 		try := func(scope string) error {
 			tx, err := s.Pool().Begin(t.Context())
 			must(t, err)
-			_, err = tx.Exec(t.Context(), rendered(s, insert("root_key", rootKeyRow.With("scope_id", scope))+
+			_, err = tx.Exec(t.Context(), rendered(s, insert("installation_key", one.InstallationKey)+
+				insert("root_key", rootKeyRow.With("scope_id", scope))+
 				insert("root_key_version", rootVersionRow)+"set constraints all immediate"))
 			must(t, tx.Rollback(t.Context()))
 			return err

@@ -119,15 +119,24 @@ func (s *Store) Upcoming(ctx context.Context) (now, at int64, err error) {
 
 // Lagging implements [store.Fleet]. It looks at 1000 root keys. A limit of 0 or less lists none.
 func (s *Store) Lagging(ctx context.Context, after key.ID, limit int) (scopes []key.Scope, next key.ID, err error) {
+	return s.pageByKey(ctx, "list scopes to rewrap", laggingQuery, after, limit)
+}
+
+// pageByKey lists a page of scopes in the order of their root keys' ids. The query gets the id before the page, how
+// many to list at most, and args. Its rows are the scopes, and perhaps a last one that says how far it looked.
+func (s *Store) pageByKey(
+	ctx context.Context, doing string, query query, after key.ID, limit int, args ...any,
+) (scopes []key.Scope, next key.ID, err error) {
 	if err := rows.CheckAfter(after); err != nil {
-		return nil, "", fmt.Errorf("list scopes to rewrap: %w", err)
+		return nil, "", fmt.Errorf("%s: %w", doing, err)
 	}
 	if limit <= 0 {
 		return nil, "", nil
 	}
 	more := false // than limit were found
 	var last key.ID
-	err = s.each(ctx, laggingQuery, []any{string(after), int64(limit) + 1}, func() { scopes, next, more = nil, "", false },
+	args = append([]any{string(after), int64(limit) + 1}, args...)
+	err = s.each(ctx, query, args, func() { scopes, next, more = nil, "", false },
 		func(scan func(...any) error) error {
 			var further bool
 			var id key.ID
@@ -146,7 +155,7 @@ func (s *Store) Lagging(ctx context.Context, after key.ID, limit int) (scopes []
 			return nil
 		})
 	if err != nil {
-		return nil, "", s.tables.explain(ctx, "list scopes to rewrap", err)
+		return nil, "", s.tables.explain(ctx, doing, err)
 	}
 	return scopes, next, nil
 }

@@ -211,8 +211,14 @@ var ownReferences = []string{
 	"data_key_head_fkey", "data_key_root_key_fkey", "data_key_version_key_fkey",
 }
 
-func (t *tables) isOwnReference(err error) bool {
-	return slices.ContainsFunc(ownReferences, func(name string) bool {
+// keyReferences are the foreign keys to installation keys. They refuse what names one that is gone, and to let one go
+// that something names: it was read before.
+var keyReferences = []string{
+	"installation_ik_kid_fkey", "root_key_ik_kid_fkey", "root_key_version_ik_kid_fkey", "data_key_ik_kid_fkey",
+}
+
+func (t *tables) isOneOf(references []string, err error) bool {
+	return slices.ContainsFunc(references, func(name string) bool {
 		// Quoted as the server's language has it.
 		return regexp.MustCompile(`\b` + regexp.QuoteMeta(t.options.Prefix+"_"+name) + `\b`).MatchString(err.Error())
 	})
@@ -235,7 +241,9 @@ func (t *tables) explain(ctx context.Context, doing string, err error) error {
 	switch {
 	case stateOf(err) == "23514" && strings.Contains(err.Error(), t.options.Prefix+"_data_key_version_parent_usable_"):
 		return fmt.Errorf("%s: %w (%w)", doing, store.ErrConflict, err) // it was read before the parent was disabled
-	case c == classForeignKey && !t.isOwnReference(err):
+	case c == classForeignKey && t.isOneOf(keyReferences, err):
+		return fmt.Errorf("%s: %w (%w)", doing, store.ErrConflict, err)
+	case c == classForeignKey && !t.isOneOf(ownReferences, err):
 		return fmt.Errorf("%s: %w (%w)", doing, store.ErrForeignKey, err)
 	case c == classNoTable && strings.Contains(err.Error(), t.options.Prefix+"_"):
 		return fmt.Errorf("%s: %w", doing, &store.SchemaError{Prefix: t.options.Prefix, Want: store.SchemaVersion})

@@ -22,21 +22,22 @@ var (
 with` + durably + `,
 installed as (select inst, seq from {schema}{prefix}_installation),
 signed as (
-    insert into {schema}{prefix}_instance (private_id, name, seen, life, since, signed)
-    select $1::text, $2::text, $3::bytea, $4::bigint, now, now
+    insert into {schema}{prefix}_instance (private_id, name, seen, life, slot, since, signed)
+    select $1::text, $2::text, $3::bytea, $4::bigint, $5::text, now, now
     from installed, (select floor(extract(epoch from statement_timestamp()))::bigint as now) clock
     on conflict (private_id) do update
-    set name = excluded.name, seen = excluded.seen, life = excluded.life, signed = excluded.signed)` + readEpochs("installed") + `
+    set name = excluded.name, seen = excluded.seen, life = excluded.life, slot = excluded.slot,
+        signed = excluded.signed)` + readEpochs("installed") + `
 where (select count(*) from durable) >= 0`)
 
 	// The first column says what a row is: the time, an epoch or an instance.
 	rollQuery = define(`
-select 0::bigint, ''::text collate "C" as id, '', null::bytea,
+select 0::bigint, ''::text collate "C" as id, '', '', null::bytea,
     floor(extract(epoch from statement_timestamp()))::bigint as a, 0::bigint, 0::bigint, pg_is_in_recovery()
 union all
-select 1, '', '', null, bucket, (sum(n) % 9223372036854775807)::bigint, 0, false from {schema}{prefix}_epoch group by bucket
+select 1, '', '', '', null, bucket, (sum(n) % 9223372036854775807)::bigint, 0, false from {schema}{prefix}_epoch group by bucket
 union all
-select 2, private_id, name, seen, since, signed, life, false from {schema}{prefix}_instance
+select 2, private_id, name, slot, seen, since, signed, life, false from {schema}{prefix}_instance
 order by 1, a, id`)
 
 	deleteInstance = define(`delete from {schema}{prefix}_instance where private_id = $1::text`)
@@ -49,7 +50,8 @@ func (s *Store) Sign(ctx context.Context, in store.Instance) (store.Epochs, erro
 		return store.Epochs{}, fmt.Errorf("sign: %w", err)
 	}
 	var e store.Epochs
-	err := s.alone(ctx, s.tables.epochs(&e, signStatement, string(in.ID), in.Name, rows.PackEpochs(&in.Seen), in.Life))
+	err := s.alone(ctx, s.tables.epochs(&e, signStatement,
+		string(in.ID), in.Name, rows.PackEpochs(&in.Seen), in.Life, string(in.Slot)))
 	if err != nil {
 		return store.Epochs{}, s.tables.explain(ctx, "sign", err)
 	}
@@ -64,7 +66,7 @@ func (q queries) Roll(ctx context.Context) (store.Roll, error) {
 		var in store.Instance
 		var seen []byte
 		standby := false
-		if err := scan(&what, &in.ID, &in.Name, &seen, &a, &b, &c, &standby); err != nil {
+		if err := scan(&what, &in.ID, &in.Name, &in.Slot, &seen, &a, &b, &c, &standby); err != nil {
 			return err
 		}
 		var bad rows.Numbers

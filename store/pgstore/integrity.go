@@ -12,6 +12,20 @@ select 'root slot ' || i.active_slot || ', which the installation names,'
 from {schema}{prefix}_installation i left join {schema}{prefix}_root_slot s on s.private_id = i.active_slot
 where s.private_id is null
 union all
+select 'installation key ' || encode(n.ik_kid, 'hex') || ', which ' || n.what || ' names,'
+from (
+    select ik_kid, 'the installation' as what from {schema}{prefix}_installation
+    union all
+    select ik_kid, 'root slot ' || private_id from {schema}{prefix}_root_slot where state <> 5
+    union all
+    select ik_kid, 'key ' || private_id from {schema}{prefix}_root_key
+    union all
+    select ik_kid, 'version ' || private_id from {schema}{prefix}_root_key_version
+    union all
+    select ik_kid, 'key ' || private_id from {schema}{prefix}_data_key) n
+left join {schema}{prefix}_installation_key i on i.ik_kid = n.ik_kid
+where i.ik_kid is null
+union all
 select 'the active head of key ' || k.private_id
 from {schema}{prefix}_root_key k left join {schema}{prefix}_root_key_version v
     on v.root_key_id = k.private_id and v.version = k.head_version and v.state = 2
@@ -74,8 +88,8 @@ order by conname`)
 
 // ownTables are those with rules.
 var ownTables = []string{
-	"schema_version", "root_slot", "installation", "tombstone", "epoch", "purpose", "reference", "instance", "lease",
-	"root_key", "root_key_version", "data_key", "data_key_version", "usage",
+	"schema_version", "installation_key", "root_slot", "installation", "escrow", "tombstone", "epoch", "purpose", "reference",
+	"instance", "lease", "root_key", "root_key_version", "data_key", "data_key_version", "usage",
 }
 
 func (t *tables) ownTables() []string {

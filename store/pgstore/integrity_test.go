@@ -19,6 +19,14 @@ func TestIntegrityFindsWhatWasDoneByHand(t *testing.T) {
 		"a slot that is gone": {
 			off + "delete from kms_root_slot where private_id = 'kr_a'" + on, "root slot kr_a, which the installation names, is not there",
 		},
+		"an installation key that is gone": {
+			off + "delete from kms_installation_key" + on, "installation key " + strings.Repeat("5a", 16) + ", which key krk_a names, is not there",
+		},
+		"an installation key that a slot holds is gone": {
+			"insert into kms_root_slot select 'kr_b', 3, wrapper_type, wrapper_key_id, decode(repeat('00', 16), 'hex'), state, blob, created, " +
+				"activated, retired, removed from kms_root_slot where number = 1",
+			"installation key " + strings.Repeat("00", 16) + ", which root slot kr_b names, is not there",
+		},
 		"a version that is skipped": {
 			off + "update kms_data_key_version set version = 9 where version = 3" + on, "versions of key kdk_a are not numbered",
 		},

@@ -77,7 +77,8 @@ func dump(t testing.TB, s *Store) (all []string) {
 	for _, table := range list(`select oid::regclass::text from pg_class where relkind in ('r', 'v')
 		and relnamespace not in ('pg_catalog'::regnamespace, 'information_schema'::regnamespace, 'pg_toast'::regnamespace) order by 1`) {
 		all = append(all, table)
-		all = append(all, list("select (to_jsonb(t) - 'created' - 'destroyed' - 'removed' - 'id' - 'n')::text from "+table+" t order by 1")...)
+		all = append(all, list("select (to_jsonb(t) - 'created' - 'destroyed' - 'removed' - 'activated' - 'retired' - 'at' - 'id' - 'n')::text "+
+			"from "+table+" t order by 1")...)
 	}
 	return all
 }

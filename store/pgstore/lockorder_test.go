@@ -30,6 +30,20 @@ func TestWritesWaitForADeletionWithoutLockingWhatItNeeds(t *testing.T) {
 			}
 			return err
 		},
+		"rekey": func(s *Store, m *storetest.Maker, k, root *store.Key) error {
+			n, err := s.Rekey(t.Context(), m.Inst(), []store.Rekey{m.Rekey(k, k.IKKID), m.Rekey(root, root.IKKID)}, nil)
+			if err == nil && n == 0 {
+				return store.ErrConflict
+			}
+			return err
+		},
+		"rekey a data key": func(s *Store, m *storetest.Maker, k, _ *store.Key) error {
+			n, err := s.Rekey(t.Context(), m.Inst(), []store.Rekey{m.Rekey(k, k.IKKID)}, nil)
+			if err == nil && n == 0 {
+				return store.ErrConflict
+			}
+			return err
+		},
 		"take messages": func(s *Store, _ *storetest.Maker, k, _ *store.Key) error {
 			_, err := s.Take(t.Context(), k.Versions[1].ID, 1, 100)
 			if errors.Is(err, store.ErrNotFound) {

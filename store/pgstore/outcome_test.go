@@ -33,6 +33,7 @@ func writes(t *testing.T, databases func(prepare func(dsn string)) *template) ma
 	m := storetest.NewMaker(1)
 	var f store.Family
 	var held store.Lease
+	var roots store.Installation
 	in := m.Instance()
 	prepare := func(do func(s *Store)) *template {
 		return databases(func(dsn string) {
@@ -51,6 +52,8 @@ func writes(t *testing.T, databases func(prepare func(dsn string)) *template) ma
 		must(t, err)
 		mustExec(t, s, "create table note (about text, of text)")
 		must(t, s.Register(ctx, store.Column{Table: "note", Column: "of"}))
+		roots, err = s.Installation(ctx)
+		must(t, err)
 		held, _, err = s.Lease(ctx, "held", "ki_a", 3600)
 		must(t, err)
 		mustExec(t, s, "insert into {prefix}_instance (private_id, name, seen, life, since, signed) "+
@@ -63,8 +66,16 @@ func writes(t *testing.T, databases func(prepare func(dsn string)) *template) ma
 		return write{on: life, inTx: true, run: func(ctx context.Context, _ *Store, q store.Queries) error { return run(ctx, q) }}
 	}
 	all := map[string]write{
-		"Migrate":    own(func(ctx context.Context, s *Store) error { return s.Migrate(ctx) }),
-		"Initialize": own(func(ctx context.Context, s *Store) error { return s.Initialize(ctx, m.Installation()) }),
+		"Migrate":     own(func(ctx context.Context, s *Store) error { return s.Migrate(ctx) }),
+		"Initialize":  own(func(ctx context.Context, s *Store) error { return s.Initialize(ctx, m.Installation()) }),
+		"ChangeRoots": own(func(ctx context.Context, s *Store) error { return s.ChangeRoots(ctx, m.NextRoots(&roots)) }),
+		"Rekey": own(func(ctx context.Context, s *Store) error {
+			_, err := s.Rekey(ctx, m.Inst(), []store.Rekey{m.Rekey(&f.Root, m.IKKID()), m.Rekey(&f.Data[0], m.IKKID())}, nil)
+			return err
+		}),
+		"AddEscrow": own(func(ctx context.Context, s *Store) error {
+			return s.AddEscrow(ctx, m.Inst(), store.Escrow{IKKID: m.IKKID(), Event: "verified"})
+		}),
 		"AddPurposes": own(func(ctx context.Context, s *Store) error {
 			return s.AddPurposes(ctx, []store.Purpose{{Purpose: "one", Alg: key.Message}})
 		}),

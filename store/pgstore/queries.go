@@ -15,34 +15,51 @@ type queries struct {
 	view   view
 }
 
+// The first column says what a row is: the installation, a slot or an installation key. Of two of these the first is
+// the one that the other follows, whatever the clock said.
 var installationQuery = define(`
-select i.inst, i.ik_kid, i.seq, i.active_slot, i.mac, i.created,
-    s.private_id, s.wrapper_type, s.wrapper_key_id, s.ik_kid, s.state, s.blob, s.created, coalesce(s.removed, 0)
-from {schema}{prefix}_installation i
-cross join {schema}{prefix}_root_slot s
-order by s.number`)
+select 0::bigint, active_slot, ''::text, ''::text, inst, ik_kid, mac, seq as a, created, 0::bigint, 0::bigint, 0::bigint, 0::bigint
+from {schema}{prefix}_installation
+union all
+select 1, s.private_id, s.wrapper_type, s.wrapper_key_id, s.ik_kid, s.blob, null, s.number, s.created,
+    s.state, coalesce(s.activated, 0), coalesce(s.retired, 0), coalesce(s.removed, 0)
+from {schema}{prefix}_root_slot s
+union all
+select 2, '', '', '', k.ik_kid, k.previous, k.link, case when f.ik_kid is null then 1 else 2 end, k.created, 0, 0, 0, 0
+from {schema}{prefix}_installation_key k
+left join {schema}{prefix}_installation_key f on f.ik_kid = k.previous
+order by 1, a`)
 
 // Installation implements [store.Queries].
 func (q queries) Installation(ctx context.Context) (store.Installation, error) {
 	var in store.Installation
 	err := q.each(ctx, installationQuery, nil, func() { in = store.Installation{} }, func(scan func(...any) error) error {
+		var what, number, created, state int64
+		var id, wrapperType, wrapperKeyID string
+		var x, y, z []byte
 		var s store.Slot
-		var seq, state int64
-		if err := scan(&in.Inst, &in.IKKID, &seq, &in.ActiveSlot, &in.MAC, &in.Created,
-			&s.ID, &s.WrapperType, &s.WrapperKeyID, &s.IKKID, &state, &s.Blob, &s.Created, &s.Removed); err != nil {
+		if err := scan(&what, &id, &wrapperType, &wrapperKeyID, &x, &y, &z, &number, &created,
+			&state, &s.Activated, &s.Retired, &s.Removed); err != nil {
 			return err
 		}
 		var n rows.Numbers
-		s.State = rows.Fit[key.State](&n, state)
-		if err := n.Check(string(s.ID)); err != nil {
-			return err
+		switch what {
+		case 0:
+			in.ActiveSlot, in.Inst, in.IKKID, in.MAC, in.Created = key.ID(id), x, y, z, created
+			in.Seq = rows.Fit[uint64](&n, number)
+			return n.Check("installation")
+		case 1:
+			s.ID, s.WrapperType, s.WrapperKeyID = key.ID(id), wrapperType, wrapperKeyID
+			s.IKKID, s.Blob, s.Created = x, y, created
+			s.State = rows.Fit[key.State](&n, state)
+			in.Slots = append(in.Slots, s)
+		case 2:
+			in.Keys = append(in.Keys, store.InstallationKey{KID: x, Previous: y, Link: z, Created: created})
 		}
-		in.Seq = rows.Fit[uint64](&n, seq)
-		in.Slots = append(in.Slots, s)
-		return n.Check("installation")
+		return n.Check(id)
 	})
 	if err == nil && in.Inst == nil {
-		err = store.ErrNotFound // an installation without slots cannot be: its active one is a foreign key
+		err = store.ErrNotFound
 	}
 	if err != nil {
 		return store.Installation{}, q.tables.explain(ctx, "read the installation", err)
@@ -108,7 +125,7 @@ func family(ctes string, withData bool) query {
 	text := `with ` + ctes + `
 select 0, ''::text, ''::text, ''::text, floor(extract(epoch from statement_timestamp()))::bigint,
     (select coalesce((sum(n) % 9223372036854775807)::bigint, 0) from {schema}{prefix}_epoch where bucket = any(array(` + buckets + `))),
-    0::bigint, 0::bigint, 0::bigint, null::bytea, null::bytea, null::bytea
+    coalesce((select seq from {schema}{prefix}_installation), 0), 0::bigint, 0::bigint, null::bytea, null::bytea, null::bytea
 union all
 select 1, private_id, '', scope_id::text,
     seq, head_version, rotate_every, max_messages, coalesce(rotate_at, 0), ik_kid, mac, null

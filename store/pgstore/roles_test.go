@@ -135,6 +135,14 @@ func (s *divided) Initialize(ctx context.Context, in store.Installation) error {
 	return s.operator.Initialize(ctx, in)
 }
 
+func (s *divided) ChangeRoots(ctx context.Context, c store.RootsChange) error {
+	return s.operator.ChangeRoots(ctx, c)
+}
+
+func (s *divided) AddEscrow(ctx context.Context, inst [16]byte, e store.Escrow) error {
+	return s.operator.AddEscrow(ctx, inst, e)
+}
+
 func (s *divided) Register(ctx context.Context, c store.Column) error {
 	return s.operator.Register(ctx, c)
 }
@@ -203,7 +211,9 @@ func TestRolesAreDeniedWhatIsNotTheirs(t *testing.T) {
 		"update kms_schema_version set version = 2", "insert into kms_schema_version (only_row, version) values (1, 1)",
 		"update kms_tombstone set destroyed = 1", "delete from kms_tombstone",
 		"delete from kms_installation", "update kms_installation set inst = inst", "delete from kms_root_slot",
-		"update kms_root_slot set wrapper_type = 'x'",
+		"update kms_root_slot set wrapper_type = 'x'", "update kms_root_slot set retired = 1", "update kms_root_slot set removed = 1",
+		"update kms_installation_key set link = link", "truncate kms_escrow", "update kms_escrow set detail = 'x'", "delete from kms_escrow",
+		"insert into kms_installation_key select * from kms_installation_key",
 		"update kms_root_key set private_id = private_id", "update kms_root_key set created = 1",
 		"update kms_data_key set purpose = 'x'", "update kms_data_key set root_key_id = root_key_id", "delete from kms_data_key",
 		"update kms_root_key_version set commitment = commitment", "update kms_data_key_version set version = 7",
@@ -220,6 +230,8 @@ func TestRolesAreDeniedWhatIsNotTheirs(t *testing.T) {
 			"insert into kms_installation (only_row, inst, ik_kid, seq, active_slot, mac) select 1, inst, ik_kid, seq, active_slot, mac from kms_installation",
 			"update kms_installation set mac = mac", "update kms_installation set seq = seq + 1",
 			"insert into kms_root_slot select * from kms_root_slot", "update kms_root_slot set state = 3", "update kms_root_slot set blob = blob",
+			"insert into kms_installation_key (ik_kid) select ik_kid from kms_installation_key", "delete from kms_installation_key",
+			"insert into kms_escrow (ik_kid, event, detail) select ik_kid, 'verified', '' from kms_installation_key",
 			"delete from kms_root_key", "update kms_root_key set scope_id = 'b'",
 			"delete from kms_root_key_version", "delete from kms_data_key_version",
 			"insert into kms_reference values ('s', 't', 'c')", "delete from kms_reference",
@@ -269,7 +281,7 @@ func TestRolesInAFleet(t *testing.T) {
 	execAs(t, dsn, "create role "+reader+" login password 'secret of the test'")
 	execAs(t, dsn, "grant usage on schema public to "+reader)
 	execAs(t, dsn, "grant select on kms_schema_version, kms_installation, kms_root_slot, kms_root_key, kms_root_key_version, "+
-		"kms_data_key, kms_data_key_version, kms_tombstone, kms_epoch to "+reader)
+		"kms_data_key, kms_data_key_version, kms_tombstone, kms_epoch, kms_installation_key to "+reader)
 	t.Cleanup(func() {
 		execAs(t, dsn, "drop owned by "+reader)
 		execAs(t, dsn, "drop role "+reader)

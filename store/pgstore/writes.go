@@ -2,29 +2,22 @@ package pgstore
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math"
-	"slices"
 
-	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/store"
 )
 
-var (
-	insertInstallation = define(`
-insert into {schema}{prefix}_installation (only_row, inst, ik_kid, seq, active_slot, mac)
-values (1, $1::bytea, $2::bytea, $3::bigint, $4::text, $5::bytea)
-on conflict (only_row) do nothing
+// The installation first: who loses a race for it has to find it, and not its key.
+var insertInstallation = define(`
+with new as (
+    insert into {schema}{prefix}_installation (only_row, inst, ik_kid, seq, active_slot, mac)
+    values (1, $1::bytea, $2::bytea, $3::bigint, $4::text, $5::bytea)
+    on conflict (only_row) do nothing
+    returning ik_kid)
+insert into {schema}{prefix}_installation_key (ik_kid)
+select ik_kid from new
 returning 1`)
-
-	insertSlots = define(`
-insert into {schema}{prefix}_root_slot (private_id, number, wrapper_type, wrapper_key_id, ik_kid, state, blob)
-select n.private_id, n.number, n.wrapper_type, n.wrapper_key_id, n.ik_kid, n.state, n.blob
-from unnest($1::text[], $2::text[], $3::text[], $4::bytea[], $5::bigint[], $6::bytea[]) with ordinality
-    as n (private_id, wrapper_type, wrapper_key_id, ik_kid, state, blob, number)
-order by n.number`)
-)
 
 // Initialize implements [store.Store].
 func (s *Store) Initialize(ctx context.Context, in store.Installation) error {
@@ -33,32 +26,15 @@ func (s *Store) Initialize(ctx context.Context, in store.Installation) error {
 
 func (s *Store) initialize(ctx context.Context, in *store.Installation) error {
 	seq, invalid := integer(in.Seq)
-	if !slices.ContainsFunc(in.Slots, func(s store.Slot) bool { return s.ID == in.ActiveSlot && s.State == key.Active }) {
-		invalid = errors.Join(invalid, fmt.Errorf("the active slot %q is not there", in.ActiveSlot))
-	}
-	var slots struct {
-		ids, types, keyIDs []string
-		ikKIDs, blobs      [][]byte
-		states             []int64
-	}
-	for _, slot := range in.Slots {
-		slots.ids = append(slots.ids, string(slot.ID))
-		slots.types = append(slots.types, slot.WrapperType)
-		slots.keyIDs = append(slots.keyIDs, slot.WrapperKeyID)
-		slots.ikKIDs = append(slots.ikKIDs, slot.IKKID)
-		slots.states = append(slots.states, int64(slot.State))
-		slots.blobs = append(slots.blobs, slot.Blob)
-	}
 	return s.write(ctx, func(w *writer) error {
-		first := s.tables.statement(insertInstallation, in.Inst, in.IKKID, seq, string(in.ActiveSlot), in.MAC)
+		first := s.tables.statement(insertInstallation, in.Inst, in.IKKID, seq, storable(string(in.ActiveSlot)), in.MAC)
 		first.done = func(rows int) error {
 			if rows == 0 {
 				return store.ErrConflict
 			}
 			return invalid
 		}
-		return w.last(ctx, first,
-			s.tables.statement(insertSlots, slots.ids, slots.types, slots.keyIDs, slots.ikKIDs, slots.states, slots.blobs))
+		return w.last(ctx, append([]statement{first, s.insertSlots(in.Slots)}, s.rootsFit(nil)...)...)
 	})
 }
 

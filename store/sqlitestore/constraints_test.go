@@ -26,9 +26,10 @@ func zeroblob(n int) string { return fmt.Sprintf("zeroblob(%d)", n) }
 var (
 	one = sqltest.NewRows(zeroblob, zeroblob, "x'01'")
 
-	slotRow, installationRow, tombstoneRow = one.Slot, one.Installation, one.Tombstone
-	rootKeyRow, rootVersionRow             = one.RootKey, one.RootVersion
-	dataKeyRow, dataVersionRow             = one.DataKey, one.DataVersion
+	keyRow, slotRow, installationRow = one.InstallationKey, one.Slot, one.Installation
+	tombstoneRow                     = one.Tombstone
+	rootKeyRow, rootVersionRow       = one.RootKey, one.RootVersion
+	dataKeyRow, dataVersionRow       = one.DataKey, one.DataVersion
 
 	base = one.Base("x''") // what every case begins with
 )
@@ -95,7 +96,7 @@ func installationBreaking() []breaking {
 				unique("{prefix}_root_slot.number"),
 			},
 			{
-				"root_slot_one_active", dropTrigger("root_slot_no_replace") + insert("root_slot", slotRow.With("state", "2")),
+				"root_slot_one_active", dropTrigger("root_slot_no_replace") + insert("root_slot", activeSlotRow),
 				unique("{prefix}_root_slot.ik_kid"),
 			},
 			{"root_slot_blob", insert("root_slot", slotRow.With("blob", "x''")), ""},
@@ -103,7 +104,7 @@ func installationBreaking() []breaking {
 			{"root_slot_removed", insert("root_slot", slotRow.With("state", "5", "blob", "x''")), ""},
 			{"root_slot_removed", insert("root_slot", slotRow.With("state", "5", "blob", "x''", "removed", "'now'")), ""},
 			{"root_slot_kept", "delete from {prefix}_root_slot where private_id = 'kr_gone'", ""},
-			{"root_slot_removed_stays", "update {prefix}_root_slot set state = 3, blob = x'01', removed = null where private_id = 'kr_gone'", ""},
+			{"root_slot_removed_stays", "update {prefix}_root_slot set state = 3, blob = x'01', retired = 7, removed = null where private_id = 'kr_gone'", ""},
 
 			{
 				"installation_pkey", dropTrigger("installation_no_replace") + insert("installation", installationRow),
@@ -314,6 +315,7 @@ func allBreaking() []breaking {
 	}
 	return slices.Concat(
 		installationBreaking(),
+		rootsBreaking(),
 		replaceBreaking(),
 		fleetBreaking(),
 		keyBreaking("root_key", "root_key_version", "root_key_id", rootKeyRow, rootVersionRow, "krk", "krkv"),
@@ -555,7 +557,7 @@ func TestScopesAreOfTheirColumnsForm(t *testing.T) {
 	} {
 		s := migrated(t, Config{ScopeType: kind}, filepath.Join(t.TempDir(), "keys.db"))
 		try := func(scope string) error {
-			_, err := s.DB().Exec(withPrefix(s, "begin immediate; "+insert("root_key", rootKeyRow.With("scope_id", scope))+
+			_, err := s.DB().Exec(withPrefix(s, "begin immediate; "+insert("installation_key", keyRow)+insert("root_key", rootKeyRow.With("scope_id", scope))+
 				insert("root_key_version", rootVersionRow)+"rollback"))
 			if err != nil {
 				_, _ = s.DB().Exec("rollback")

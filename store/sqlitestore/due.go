@@ -117,7 +117,7 @@ func (s *Store) Upcoming(ctx context.Context) (now, at int64, err error) {
 	return now, at, nil
 }
 
-// laggingPage is how many root keys one call of Lagging looks at.
+// laggingPage is how many root keys one call of Lagging, or of NotUnder, looks at.
 const laggingPage = 2000
 
 // Of a root key that was not rotated, an index says that there is no version but the active one.
@@ -138,7 +138,7 @@ func (s *Store) Lagging(ctx context.Context, after key.ID, limit int) ([]key.Sco
 	var next key.ID
 	err := rows.CheckAfter(after)
 	if err == nil && limit > 0 {
-		scopes, next, err = s.lagging(ctx, after, limit)
+		scopes, next, err = s.page(ctx, laggingQuery, after, limit)
 	}
 	if err != nil {
 		return nil, "", s.tables.explain(ctx, "list the scopes to rewrap", err)
@@ -146,9 +146,12 @@ func (s *Store) Lagging(ctx context.Context, after key.ID, limit int) ([]key.Sco
 	return scopes, next, nil
 }
 
-func (s *Store) lagging(ctx context.Context, after key.ID, limit int) (scopes []key.Scope, next key.ID, err error) {
+// page looks at the next root keys, and lists the scopes of those that the query gives with one.
+func (s *Store) page(
+	ctx context.Context, q query, after key.ID, limit int, args ...any,
+) (scopes []key.Scope, next key.ID, err error) {
 	n := 0
-	err = s.each(ctx, laggingQuery, []any{string(after), laggingPage}, func(r *sql.Rows) error {
+	err = s.each(ctx, q, append([]any{string(after), laggingPage}, args...), func(r *sql.Rows) error {
 		var id key.ID
 		var scope key.Scope
 		if err := r.Scan(&id, &scope); err != nil {

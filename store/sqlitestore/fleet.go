@@ -13,19 +13,21 @@ import (
 
 var (
 	updateInstance = define(`
-update {prefix}_instance set name = ?2, seen = ?3, life = ?4, signed = cast(strftime('%s', 'now') as integer)
+update {prefix}_instance set name = ?2, seen = ?3, life = ?4, slot = ?5, signed = cast(strftime('%s', 'now') as integer)
 where private_id = ?1`)
 
-	insertInstance = define(`insert into {prefix}_instance (private_id, name, seen, life) values (?1, ?2, ?3, ?4)`)
+	insertInstance = define(`
+insert into {prefix}_instance (private_id, name, seen, life, slot) values (?1, ?2, ?3, ?4, ?5)`)
+
 	deleteInstance = define(`delete from {prefix}_instance where private_id = ?`)
 
 	// The first column says what a row is: the time, an epoch or an instance.
 	rollQuery = define(`
-select 0, '' as id, '', null, cast(strftime('%s', 'now') as integer) as a, 0, 0
+select 0, '' as id, '', '', null, cast(strftime('%s', 'now') as integer) as a, 0, 0
 union all
-select 1, '', '', null, bucket, sum(n), 0 from {prefix}_epoch group by bucket
+select 1, '', '', '', null, bucket, sum(n), 0 from {prefix}_epoch group by bucket
 union all
-select 2, private_id, name, seen, since, signed, life from {prefix}_instance
+select 2, private_id, name, slot, seen, since, signed, life from {prefix}_instance
 order by 1, a, id`)
 )
 
@@ -41,7 +43,8 @@ func (s *Store) Sign(ctx context.Context, in store.Instance) (store.Epochs, erro
 			if e.Inst == nil {
 				return store.ErrNotFound
 			}
-			return w.put(ctx, updateInstance, insertInstance, string(in.ID), in.Name, rows.PackEpochs(&in.Seen), in.Life)
+			return w.put(ctx, updateInstance, insertInstance,
+				string(in.ID), in.Name, rows.PackEpochs(&in.Seen), in.Life, string(in.Slot))
 		})
 	}
 	if err != nil {
@@ -67,7 +70,7 @@ func (q queries) Roll(ctx context.Context) (store.Roll, error) {
 		var what, a, b, c int64
 		var in store.Instance
 		var seen []byte
-		if err := r.Scan(&what, &in.ID, &in.Name, &seen, &a, &b, &c); err != nil {
+		if err := r.Scan(&what, &in.ID, &in.Name, &in.Slot, &seen, &a, &b, &c); err != nil {
 			return &rows.Error{Row: string(in.ID), Problem: err.Error()}
 		}
 		switch what {

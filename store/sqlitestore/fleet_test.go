@@ -18,7 +18,7 @@ import (
 )
 
 var (
-	instanceRow = row{"private_id": "'ki_x'", "name": "''", "seen": zeroblob(256), "life": "60", "since": "1", "signed": "1"}
+	instanceRow = row{"private_id": "'ki_x'", "name": "''", "seen": zeroblob(256), "life": "60", "slot": "''", "since": "1", "signed": "1"}
 	leaseRow    = row{"name": "'x'", "owner": "'ki_x'", "fence": "7", "until": "1"}
 	usageRow    = row{"private_id": "'kdkv_a1'", "taken": "7", "used_at": "1"}
 )
@@ -59,6 +59,7 @@ func fleetBreaking() []breaking {
 		checks("instance", instanceRow, "name", text(256), "'"+strings.Repeat("é", 128)+"'", "x'6b'", "'a' || char(0) || 'b'"),
 		checks("instance", instanceRow, "seen", zeroblob(255), zeroblob(257), text(256)),
 		checks("instance", instanceRow, "life", with(badInteger, "-1")...),
+		checks("instance", instanceRow, "slot", text(65), "'é'", "x'6b'", "'a' || char(0)"),
 		checks("instance", instanceRow, "since", with(badInteger, "0")...),
 		checks("instance", instanceRow, "signed", with(badInteger, "0")...),
 		checks("lease", leaseRow, "name", "''", text(65), "'é'", "x'6b'", "'a' || char(0)"),
@@ -100,8 +101,8 @@ func TestTidyDoesABoundedAmountAndSaysWhetherThereIsMore(t *testing.T) {
 	must(t, s.Initialize(ctx, m.Installation()))
 	mustExec(t, s, numbers+"insert into kms_epoch (bucket, n) select i % 3, i from i", 100_001)
 	mustExec(t, s, "insert into kms_epoch (bucket, n) values (31, 7)")
-	mustExec(t, s, numbers+"insert into kms_instance (private_id, name, seen, life, since, signed) "+
-		"select 'ki_' || i, '', zeroblob(256), 60, 1, 1 from i", 50_001)
+	mustExec(t, s, numbers+"insert into kms_instance (private_id, name, seen, life, slot, since, signed) "+
+		"select 'ki_' || i, '', zeroblob(256), 60, '', 1, 1 from i", 50_001)
 	before, err := s.Epochs(ctx)
 	must(t, err)
 	done := make(chan struct{})
@@ -266,6 +267,7 @@ func TestWhatIsDueIsFoundInIndexes(t *testing.T) {
 			"kms_usage_used_at_idx (used_at>?)",
 		}},
 		{upcomingQuery, nil, []string{"kms_root_key_rotate_at_idx", "kms_data_key_rotate_at_idx"}},
+		{notUnderQuery, []any{"", laggingPage, make([]byte, 16)}, []string{"kms_root_key_version_3 (root_key_id=?)", "kms_data_key_2 (root_key_id=?)"}},
 		{laggingQuery, []any{"", laggingPage}, []string{"kms_root_key_version_3 (root_key_id=?)", "kms_data_key_version_parent_idx"}},
 	} {
 		steps := planOf(t, s, c.query, c.args...)
@@ -311,7 +313,10 @@ func planOf(t *testing.T, s *Store, q query, args ...any) (steps string) {
 	return steps
 }
 
-func TestScopesLagOverManyPages(t *testing.T) {
+// manyPages is a store with root keys for more than two pages, among them a and b, and how many pages a list has and
+// what is on them.
+func manyPages(t *testing.T) (*Store, func(list func(after key.ID) ([]key.Scope, key.ID, error)) (int, []key.Scope)) {
+	t.Helper()
 	s := migrated(t, Config{}, filepath.Join(t.TempDir(), "keys.db"))
 	const scopes = 2*laggingPage + 1
 	text := "begin;" + base
@@ -321,17 +326,43 @@ func TestScopesLagOverManyPages(t *testing.T) {
 			insert("root_key_version", rootVersionRow.With("private_id", fmt.Sprintf("'krkv_x%06d'", i), "root_key_id", id))
 	}
 	mustExec(t, s, withPrefix(s, text+"commit"))
-	move := "update kms_data_key_version set root_key_version_id = 'krkv_a1'"
-	mustExec(t, s, move)
-	var found []key.Scope
-	var after key.ID
-	pages := 0
-	for ; pages == 0 || after != ""; pages++ {
-		page, next, err := s.Lagging(t.Context(), after, 10)
-		must(t, err)
-		found, after = append(found, page...), next
+	return s, func(list func(after key.ID) ([]key.Scope, key.ID, error)) (pages int, found []key.Scope) {
+		t.Helper()
+		for after := key.ID(""); pages == 0 || after != ""; pages++ {
+			page, next, err := list(after)
+			must(t, err)
+			found, after = append(found, page...), next
+		}
+		return pages, found
 	}
+}
+
+func TestScopesLagOverManyPages(t *testing.T) {
+	s, all := manyPages(t)
+	mustExec(t, s, "update kms_data_key_version set root_key_version_id = 'krkv_a1'")
+	pages, found := all(func(after key.ID) ([]key.Scope, key.ID, error) { return s.Lagging(t.Context(), after, 10) })
 	if len(found) != 1 || found[0] != "a" || pages != 3 {
 		t.Errorf("%q lag, on %d pages; want a, on 3", found, pages)
+	}
+}
+
+// Whichever of a scope's rows it is that names another key.
+func TestScopesAreNotUnderAKeyOverManyPages(t *testing.T) {
+	s, all := manyPages(t)
+	mustExec(t, s, insert("installation_key", nextKeyRow))
+	for move, want := range map[string]string{
+		"select 1": "[]",
+		"update {prefix}_root_key set seq = 9, ik_kid = " + nextKey + " where scope_id = 'b'":                         "[b]",
+		"update {prefix}_root_key_version set ik_kid = " + nextKey + " where private_id in ('krkv_a3', 'krkv_b1')":    "[a b]",
+		"update {prefix}_data_key set seq = 9, ik_kid = " + nextKey:                                                   "[a]",
+		"update {prefix}_root_key set seq = 9, ik_kid = " + nextKey + " where private_id in ('krk_b', 'krk_x004000')": "[b krk_x004000]",
+	} {
+		s.DB().SetMaxOpenConns(1)
+		mustExec(t, s, "begin;"+move)
+		pages, found := all(func(after key.ID) ([]key.Scope, key.ID, error) { return s.NotUnder(t.Context(), [16]byte{}, after, 10) })
+		if fmt.Sprint(found) != want || pages != 3 {
+			t.Errorf("%s\n%q are not under it, on %d pages; want %s, on 3", move, found, pages, want)
+		}
+		mustExec(t, s, "rollback")
 	}
 }

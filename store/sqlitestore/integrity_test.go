@@ -19,6 +19,10 @@ func TestIntegrityFindsWhatWasDoneByHand(t *testing.T) {
 			"pragma foreign_keys = off; delete from kms_root_key where private_id = 'krk_b'",
 			"refers to a row of kms_root_key that is not there",
 		},
+		"an installation key that is gone": {
+			"pragma foreign_keys = off; delete from kms_installation_key",
+			"refers to a row of kms_installation_key that is not there",
+		},
 		"a head that is not active": {
 			"drop trigger kms_data_key_version_state_change; pragma foreign_keys = off; update kms_data_key_version set state = 3 where version = 2",
 			"refers to a row of kms_data_key_version that is not there",

@@ -22,10 +22,7 @@ var (
 	// of which none can be there before the first.
 	schemaTablesQuery = define(`
 select coalesce(sum(name = '{prefix}_schema_version'), 0), count(*) from sqlite_master
-where type = 'table' and name in (
-    '{prefix}_schema_version', '{prefix}_root_slot', '{prefix}_installation', '{prefix}_tombstone', '{prefix}_epoch',
-    '{prefix}_purpose', '{prefix}_reference', '{prefix}_instance', '{prefix}_lease', '{prefix}_usage',
-    '{prefix}_root_key', '{prefix}_root_key_version', '{prefix}_data_key', '{prefix}_data_key_version')`)
+where type = 'table' and name in (` + ownTables + `)`)
 
 	ownSchemaVersion = define(`
 select count(*) = 2 from pragma_table_info('{prefix}_schema_version') where name in ('only_row', 'version')`)

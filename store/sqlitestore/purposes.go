@@ -86,6 +86,7 @@ func (s *Store) Families(ctx context.Context, scopes []key.Scope) ([]store.Famil
 		case err != nil:
 			return nil, err
 		default:
+			f.Epoch, f.Roots = 0, 0 // those of different moments
 			list = append(list, f)
 		}
 	}

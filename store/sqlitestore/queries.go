@@ -1,7 +1,6 @@
 package sqlitestore
 
 import (
-	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -16,35 +15,6 @@ import (
 type queries struct {
 	tables *tables
 	view   view
-}
-
-var installationQuery = define(`
-select i.inst, i.ik_kid, i.seq, i.active_slot, i.mac, i.created,
-    s.private_id, s.wrapper_type, s.wrapper_key_id, s.ik_kid, s.state, s.blob, s.created, coalesce(s.removed, 0)
-from {prefix}_installation i
-cross join {prefix}_root_slot s
-order by s.number`)
-
-// Installation implements [store.Queries].
-func (q queries) Installation(ctx context.Context) (store.Installation, error) {
-	var in store.Installation
-	err := q.each(ctx, installationQuery, nil, func(r *sql.Rows) error {
-		var s store.Slot
-		if err := r.Scan(&in.Inst, &in.IKKID, &in.Seq, &in.ActiveSlot, &in.MAC, &in.Created,
-			&s.ID, &s.WrapperType, &s.WrapperKeyID, &s.IKKID, &s.State, &s.Blob, &s.Created, &s.Removed); err != nil {
-			// A number that does not fit its field is refused by Scan, which reads the slot after the installation.
-			return &rows.Error{Row: cmp.Or(string(s.ID), "installation"), Problem: err.Error()}
-		}
-		in.Slots = append(in.Slots, s)
-		return nil
-	})
-	if err == nil && in.Inst == nil {
-		err = store.ErrNotFound // an installation without slots cannot be: its active one is a foreign key
-	}
-	if err != nil {
-		return store.Installation{}, q.tables.explain(ctx, "read the installation", err)
-	}
-	return in, nil
 }
 
 // epochsQuery has no rows if there is no installation.
@@ -89,7 +59,8 @@ func family(ctes string, withData bool) query {
 	}
 	text := `with ` + ctes + `
 select 0, '', '', '', cast(strftime('%s', 'now') as integer),
-    (select coalesce(sum(n), 0) from {prefix}_epoch where bucket in (` + buckets + `)), 0, 0, 0, null, null, null
+    (select coalesce(sum(n), 0) from {prefix}_epoch where bucket in (` + buckets + `)),
+    coalesce((select seq from {prefix}_installation where only_row = 1), 0), 0, 0, null, null, null
 union all
 select 1, private_id, '', cast(scope_id as text),
     seq, head_version, rotate_every, max_messages, coalesce(rotate_at, 0), ik_kid, mac, null

@@ -62,6 +62,9 @@ func TestNumbersOutOfRangeAreNotReadAsOthers(t *testing.T) {
 		{"root_key", "seq", "-1", "private_id = 'krk_a'", "krk_a", "family"},
 		{"root_slot", "state", "state + " + byte2, "private_id = 'kr_a'", "kr_a", "installation"},
 		{"root_slot", "private_id", "'database is locked', state = 300", "private_id = 'kr_a'", "database is locked", "installation"},
+		{"root_slot", "retired", "'x'", "private_id = 'kr_a'", "kr_a", "installation"},
+		{"installation_key", "created", "'x'", "true", "installation_key", "installation"},
+		{"installation", "seq", "-1", "only_row = 1", `row ""`, "family"},
 		{"installation", "seq", "-1", "only_row = 1", `row "installation"`, "installation"},
 	} {
 		t.Run(c.table+" "+c.column+" "+c.value, func(t *testing.T) {

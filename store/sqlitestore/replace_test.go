@@ -19,8 +19,7 @@ func orReplace(text string) string {
 func replaceBreaking() []breaking {
 	pendingRoot := rootVersionRow.With("root_key_id", "'krk_a'", "version", "4", "state", "1")
 	pendingData := dataVersionRow.With("data_key_id", "'kdk_a'", "version", "4", "state", "1")
-	otherSlot := "insert into {prefix}_root_slot (private_id, number, wrapper_type, wrapper_key_id, ik_kid, state, blob) " +
-		"values ('kr_b', 7, 'local', '', zeroblob(16), 3, x'01');"
+	otherSlot := insert("root_slot", slotRow.With("private_id", "'kr_b'", "number", "7"))
 	moved := func(table string) string { return "update {prefix}_" + table + " set rowid = rowid + 1" }
 	list := []breaking{
 		{"schema_version_no_replace", "insert into {prefix}_schema_version (only_row, version) values (1, 2)", ""},
@@ -28,10 +27,17 @@ func replaceBreaking() []breaking {
 
 		{"root_slot_no_replace", insert("root_slot", slotRow.With("private_id", "'kr_a'")), ""},
 		{"root_slot_no_replace", insert("root_slot", slotRow.With("number", "1")), ""},
-		{"root_slot_no_replace", insert("root_slot", slotRow.With("state", "2")), ""},
+		{"root_slot_no_replace", insert("root_slot", activeSlotRow), ""},
 		{"root_slot_no_replace", insert("root_slot", slotRow.With("rowid", "1")), ""},
-		{"root_slot_no_replace_update", otherSlot + "update {prefix}_root_slot set state = 2 where private_id = 'kr_b'", ""},
+		{"root_slot_no_replace_update", otherSlot + "update {prefix}_root_slot set state = 2, activated = 7, retired = null where private_id = 'kr_b'", ""},
 		{"root_slot_no_replace_update", otherSlot + moved("root_slot") + " where private_id = 'kr_a'", ""},
+
+		{"installation_key_no_replace", insert("installation_key", keyRow), ""},
+		{"installation_key_no_replace", insert("installation_key", nextKeyRow) + insert("installation_key", nextKeyRow.With("ik_kid", "randomblob(16)")), ""},
+		{"installation_key_no_replace", insert("installation_key", nextKeyRow.With("rowid", "1")), ""},
+		{"installation_key_immutable", moved("installation_key"), ""},
+		{"escrow_no_replace", insert("escrow", escrowRow) + insert("escrow", escrowRow), ""},
+		{"escrow_immutable", insert("escrow", escrowRow) + "update {prefix}_escrow set id = id + 1", ""},
 
 		{"installation_no_replace", insert("installation", installationRow.With("inst", "randomblob(16)")), ""},
 

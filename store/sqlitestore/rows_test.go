@@ -113,6 +113,11 @@ var reads = map[string]func(ctx context.Context, s *Store, q store.Queries) (any
 	"Lacking": func(ctx context.Context, s *Store, _ store.Queries) (any, error) {
 		return s.Lacking(ctx, "two", "", 10)
 	},
+	"Escrows": func(ctx context.Context, s *Store, _ store.Queries) (any, error) { return s.Escrows(ctx) },
+	"NotUnder": func(ctx context.Context, s *Store, _ store.Queries) (any, error) {
+		scopes, _, err := s.NotUnder(ctx, [16]byte{}, "", 10)
+		return scopes, err
+	},
 	"Purposes":   func(ctx context.Context, s *Store, _ store.Queries) (any, error) { return s.Purposes(ctx) },
 	"References": func(ctx context.Context, _ *Store, q store.Queries) (any, error) { return q.References(ctx, "") },
 	"Integrity":  func(ctx context.Context, s *Store, _ store.Queries) (any, error) { return s.Integrity(ctx) },
@@ -128,6 +133,7 @@ func timeless(f store.Family, err error) (store.Family, error) {
 func TestAnAnswerThatEndsWithAnErrorIsNoAnswer(t *testing.T) {
 	file := prepared(t, func(t testing.TB, s store.Store, m *storetest.Maker) {
 		sqltest.WithLife(t, s, m)
+		must(t, s.AddEscrow(t.Context(), m.Inst(), store.Escrow{IKKID: m.IKKID(), Event: "written"}))
 		must(t, s.AddPurposes(t.Context(), []store.Purpose{{Purpose: "one", Alg: key.Message}, {Purpose: "two", Alg: key.Raw}}))
 		mustExec(t, s.(*Store), "create table secret (a text references kms_data_key_version, b text references kms_data_key_version)")
 	}, storetest.NewMaker(1))

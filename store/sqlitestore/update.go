@@ -70,7 +70,7 @@ func (w *writer) update(ctx context.Context, u *store.Update) error {
 	if err != nil {
 		return store.ErrConflict // nothing stored has such a number
 	}
-	n, err := w.exec(ctx, of(u.Kind).update, append([]any{string(u.KeyID), from[0]}, args...)...)
+	n, err := w.execUnder(ctx, u.Manifest.IKKID, of(u.Kind).update, append([]any{string(u.KeyID), from[0]}, args...)...)
 	if err != nil {
 		return err
 	}
@@ -187,7 +187,7 @@ func (q queries) Rewrap(ctx context.Context, inst [16]byte, rows []store.Rewrap,
 			wrapped, err := wrappedUnder(kind, r.Parent, r.IKKID)
 			var changed int64
 			if err == nil {
-				changed, err = w.exec(ctx, of(kind).rewrap, string(r.ID), r.Old, r.Blob, wrapped)
+				changed, err = w.execUnder(ctx, r.IKKID, of(kind).rewrap, string(r.ID), r.Old, r.Blob, wrapped)
 			}
 			if err != nil {
 				return fmt.Errorf("version %s: %w", r.ID, err)

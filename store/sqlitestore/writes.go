@@ -5,51 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"slices"
 
 	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/store"
 )
-
-var (
-	hasInstallation = define(`select exists (select 1 from {prefix}_installation)`)
-
-	insertInstallation = define(`
-insert into {prefix}_installation (only_row, inst, ik_kid, seq, active_slot, mac) values (1, ?, ?, ?, ?, ?)`)
-
-	insertSlot = define(`
-insert into {prefix}_root_slot (private_id, number, wrapper_type, wrapper_key_id, ik_kid, state, blob)
-values (?, ?, ?, ?, ?, ?, ?)`)
-)
-
-// Initialize implements [store.Store].
-func (s *Store) Initialize(ctx context.Context, in store.Installation) error {
-	err := s.write(ctx, func(w *writer) error {
-		if there, err := w.is(ctx, hasInstallation); err != nil {
-			return err
-		} else if there {
-			return store.ErrConflict
-		}
-		if !slices.ContainsFunc(in.Slots, func(s store.Slot) bool { return s.ID == in.ActiveSlot && s.State == key.Active }) {
-			return fmt.Errorf("the active slot %q is not there", in.ActiveSlot)
-		}
-		seq, err := integers(in.Seq)
-		if err != nil {
-			return err
-		}
-		if _, err := w.exec(ctx, insertInstallation, in.Inst, in.IKKID, seq[0], string(in.ActiveSlot), in.MAC); err != nil {
-			return err
-		}
-		for i, slot := range in.Slots {
-			if _, err := w.exec(ctx, insertSlot, string(slot.ID), int64(i+1), slot.WrapperType, slot.WrapperKeyID, slot.IKKID,
-				int64(slot.State), slot.Blob); err != nil {
-				return fmt.Errorf("slot %s: %w", slot.ID, err)
-			}
-		}
-		return nil
-	})
-	return s.tables.explain(ctx, "initialize", err)
-}
 
 // errNoRight ends a write that is for another installation, or under a lease that is not held.
 var errNoRight = errors.New("another installation, or a lease that is over")
@@ -82,6 +41,25 @@ func (w *writer) checkRight(ctx context.Context, inst [16]byte, under *store.Lea
 		return errNoRight
 	}
 	return err
+}
+
+var isInstallationKey = define(`select exists (select 1 from {prefix}_installation_key where ik_kid = ?)`)
+
+// execUnder is exec of a statement that writes something under an installation key, or of a data key's version under
+// none. [store.ErrConflict] if that is not there: of the foreign keys that a statement breaks SQLite names none.
+func (w *writer) execUnder(ctx context.Context, ikKID []byte, q query, args ...any) (int64, error) {
+	n, err := w.exec(ctx, q, args...)
+	if len(ikKID) == 0 || classify(err) != classForeignKey {
+		return n, err
+	}
+	there, lookErr := w.is(ctx, isInstallationKey, ikKID)
+	switch {
+	case lookErr != nil:
+		return 0, lookErr
+	case !there:
+		return 0, fmt.Errorf("%w: its installation key is not there any more", store.ErrConflict)
+	}
+	return 0, err
 }
 
 var (
@@ -130,7 +108,7 @@ select exists (
 type statements struct {
 	insertVersion, headIsActive          query
 	update, changeState, destroy, rewrap query
-	idOf                                 query
+	idOf, rekey                          query
 }
 
 func of(kind key.Kind) statements {
@@ -138,13 +116,13 @@ func of(kind key.Kind) statements {
 		return statements{
 			insertVersion: insertRootKeyVersion, headIsActive: rootHeadIsActive,
 			update: updateRootKey, changeState: changeRootKeyVersion, destroy: destroyRootKeyVersion, rewrap: rewrapRootKeyVersion,
-			idOf: rootVersionID,
+			idOf: rootVersionID, rekey: rekeyRootKey,
 		}
 	}
 	return statements{
 		insertVersion: insertDataKeyVersion, headIsActive: dataHeadIsActive,
 		update: updateDataKey, changeState: changeDataKeyVersion, destroy: destroyDataKeyVersion, rewrap: rewrapDataKeyVersion,
-		idOf: dataVersionID,
+		idOf: dataVersionID, rekey: rekeyDataKey,
 	}
 }
 
@@ -217,7 +195,7 @@ func (w *writer) insertKey(ctx context.Context, k *store.Key) (bool, error) {
 		if k.RootKeyID != "" || k.Purpose != "" {
 			return false, errors.New("a root key has no root key and no purpose")
 		}
-		n, err = w.exec(ctx, insertRootKey, append([]any{string(k.ID), scope}, manifest...)...)
+		n, err = w.execUnder(ctx, k.IKKID, insertRootKey, append([]any{string(k.ID), scope}, manifest...)...)
 		return n == 1, err
 	case key.DEK:
 		if err := k.Purpose.Validate(); err != nil {
@@ -226,7 +204,8 @@ func (w *writer) insertKey(ctx context.Context, k *store.Key) (bool, error) {
 		if k.Scope != "" {
 			return false, errors.New("a data key has no scope of its own")
 		}
-		n, err = w.exec(ctx, insertDataKey, append([]any{string(k.ID), string(k.RootKeyID), string(k.Purpose)}, manifest...)...)
+		args := append([]any{string(k.ID), string(k.RootKeyID), string(k.Purpose)}, manifest...)
+		n, err = w.execUnder(ctx, k.IKKID, insertDataKey, args...)
 		return n == 1, err
 	}
 	return false, fmt.Errorf("a key cannot be of kind %q", k.Kind)
@@ -236,7 +215,7 @@ func (w *writer) insertVersion(ctx context.Context, kind key.Kind, id key.ID, v 
 	args := []any{string(v.ID), string(id), int64(v.Number), int64(v.State), int64(v.Alg), v.Commit, v.Blob, v.Created}
 	wrapped, err := wrappedUnder(kind, v.Parent, v.IKKID)
 	if err == nil {
-		_, err = w.exec(ctx, of(kind).insertVersion, append(args, wrapped)...)
+		_, err = w.execUnder(ctx, v.IKKID, of(kind).insertVersion, append(args, wrapped)...)
 	}
 	if err != nil {
 		return fmt.Errorf("version %d: %w", v.Number, err)

@@ -198,6 +198,7 @@ var contextTests = []test{
 	{"a cancelled call returns the context's error and changes nothing", initialized(func(e *env) {
 		keys := e.m.Scope(e.scope(1), "sessions")
 		e.create(keys...)
+		in := e.installation()
 		ctx, cancel := context.WithCancel(e.ctx)
 		cancel()
 		ref := key.Ref{Scope: e.scope(1), Purpose: "sessions"}
@@ -220,14 +221,22 @@ var contextTests = []test{
 				"Lagging":      func() error { _, _, err := e.s.Lagging(ctx, "", 10); return err },
 				"Lease":        func() error { _, _, err := e.s.Lease(ctx, "sweep", "one", hour); return err },
 				"Release":      func() error { return e.s.Release(ctx, store.Lease{Name: "sweep", Owner: "one", Fence: 1}) },
-				"Take":         func() error { _, err := e.s.Take(ctx, keys[1].Versions[0].ID, 1, 10); return err },
-				"Tidy":         func() error { _, err := e.s.Tidy(ctx); return err },
-				"Create":       func() error { _, err := e.s.Create(ctx, e.m.Inst(), e.m.Scope(e.scope(2))); return err },
-				"Shred":        func() error { _, err := e.s.Shred(ctx, e.m.Inst(), e.scope(1)); return err },
-				"AddPurposes":  func() error { return e.s.AddPurposes(ctx, []store.Purpose{{Purpose: "one", Alg: key.Message}}) },
-				"Register":     func() error { return e.s.Register(ctx, store.Column{Table: "any", Column: "id"}) },
-				"Unregister":   func() error { return e.s.Unregister(ctx, store.Column{Table: "any", Column: "id"}) },
-				"Update":       func() error { return e.s.Update(ctx, e.m.Add(&keys[1], &keys[0])) },
+				"ChangeRoots":  func() error { return e.s.ChangeRoots(ctx, e.m.AddKey(&in)) },
+				"Rekey": func() error {
+					_, err := e.s.Rekey(ctx, e.m.Inst(), []store.Rekey{e.m.Rekey(&keys[1], in.IKKID)}, nil)
+					return err
+				},
+				"NotUnder":    func() error { _, _, err := e.s.NotUnder(ctx, [16]byte(in.IKKID), "", 10); return err },
+				"Escrows":     func() error { _, err := e.s.Escrows(ctx); return err },
+				"AddEscrow":   func() error { return e.s.AddEscrow(ctx, e.m.Inst(), store.Escrow{IKKID: in.IKKID, Event: "written"}) },
+				"Take":        func() error { _, err := e.s.Take(ctx, keys[1].Versions[0].ID, 1, 10); return err },
+				"Tidy":        func() error { _, err := e.s.Tidy(ctx); return err },
+				"Create":      func() error { _, err := e.s.Create(ctx, e.m.Inst(), e.m.Scope(e.scope(2))); return err },
+				"Shred":       func() error { _, err := e.s.Shred(ctx, e.m.Inst(), e.scope(1)); return err },
+				"AddPurposes": func() error { return e.s.AddPurposes(ctx, []store.Purpose{{Purpose: "one", Alg: key.Message}}) },
+				"Register":    func() error { return e.s.Register(ctx, store.Column{Table: "any", Column: "id"}) },
+				"Unregister":  func() error { return e.s.Unregister(ctx, store.Column{Table: "any", Column: "id"}) },
+				"Update":      func() error { return e.s.Update(ctx, e.m.Add(&keys[1], &keys[0])) },
 				"Rewrap": func() error {
 					r := e.m.Rewrap(&keys[1].Versions[0], keys[0].Versions[0].ID)
 					_, err := e.s.Rewrap(ctx, e.m.Inst(), []store.Rewrap{r}, nil)

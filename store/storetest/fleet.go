@@ -17,6 +17,10 @@ var fleetTests = []test{
 		in := e.m.Instance()
 		e.sign(in)
 		first := e.roll().Instances[0]
+		if first.Slot != in.Slot {
+			e.Errorf("slot %q; want %q", first.Slot, in.Slot)
+		}
+		in.Slot = e.m.ID(key.PrefixRootSlot)
 		in.Name, in.Life, in.Seen = "", 0, [store.Buckets]uint64{0: math.MaxInt64, 17: 1 << 40, 31: 7}
 		e.sign(in)
 		for _, s := range e.handles(2) {
@@ -117,6 +121,15 @@ var fleetTests = []test{
 				e.Errorf("%q is not listed as it signed: %v", name, list)
 			}
 		}
+		for _, slot := range []key.ID{"", " ", "'; drop table kms_root_slot; --", "\x01\x7f", key.ID(strings.Repeat("k", key.MaxIDLen))} {
+			in := e.m.Instance()
+			in.Slot = slot
+			e.sign(in)
+			list := e.roll().Instances
+			if i := slices.IndexFunc(list, func(got store.Instance) bool { return got.ID == in.ID }); i < 0 || list[i].Slot != slot {
+				e.Errorf("slot %q is not listed as it signed: %v", slot, list)
+			}
+		}
 		before := len(e.roll().Instances)
 		for what, change := range map[string]func(*store.Instance){
 			"a name with a zero byte":  func(in *store.Instance) { in.Name = "a\x00b" },
@@ -127,6 +140,10 @@ var fleetTests = []test{
 			"an id that is not ASCII":  func(in *store.Instance) { in.ID += "é" },
 			"an id of other bytes":     func(in *store.Instance) { in.ID += "\xff" },
 			"an id that is too long":   func(in *store.Instance) { in.ID = key.ID(strings.Repeat("k", key.MaxIDLen+1)) },
+			"a slot with a zero byte":  func(in *store.Instance) { in.Slot = "kr_\x00" },
+			"a slot that is not ASCII": func(in *store.Instance) { in.Slot = "kr_é" },
+			"a slot of other bytes":    func(in *store.Instance) { in.Slot = "kr_\xff" },
+			"a slot that is too long":  func(in *store.Instance) { in.Slot = key.ID(strings.Repeat("k", key.MaxIDLen+1)) },
 			"a negative life":          func(in *store.Instance) { in.Life = -1 },
 			"an epoch that cannot be":  func(in *store.Instance) { in.Seen[31] = math.MaxInt64 + 1 },
 			"the greatest of integers": func(in *store.Instance) { in.Seen[0] = math.MaxUint64 },

@@ -52,21 +52,82 @@ func (m *Maker) ID(prefix string) key.ID { return key.NewID(prefix, [16]byte(m.B
 // Inst is the installation that everything is made for.
 func (m *Maker) Inst() [16]byte { return m.inst }
 
+// IKKID is the installation key that everything is made under: a random one, until Use.
+func (m *Maker) IKKID() []byte {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return bytes.Clone(m.ikKID)
+}
+
+// Use names the installation key that everything is made under from now on.
+func (m *Maker) Use(kid []byte) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.ikKID = bytes.Clone(kid)
+}
+
 // Installation returns the installation with an active and a retired slot, other ones at each call.
 func (m *Maker) Installation() store.Installation {
-	in := store.Installation{Inst: bytes.Clone(m.inst[:]), IKKID: bytes.Clone(m.ikKID), Seq: 1, MAC: m.Bytes(32)}
-	for _, state := range []key.State{key.Active, key.Retired} {
-		in.Slots = append(in.Slots, store.Slot{
-			ID:           m.ID(key.PrefixRootSlot),
-			WrapperType:  "keyhold-local",
-			WrapperKeyID: "khr_example",
-			IKKID:        bytes.Clone(m.ikKID),
-			State:        state,
-			Blob:         m.Bytes(150),
-		})
-	}
+	kid := m.IKKID()
+	in := store.Installation{Inst: bytes.Clone(m.inst[:]), IKKID: kid, Seq: 1, MAC: m.Bytes(32)}
+	in.Slots = []store.Slot{m.Slot(kid, key.Active), m.Slot(kid, key.Retired)}
 	in.ActiveSlot = in.Slots[0].ID
+	in.Keys = []store.InstallationKey{{KID: kid}}
 	return in
+}
+
+// Slot returns a new slot of the installation key with the given kid.
+func (m *Maker) Slot(kid []byte, state key.State) store.Slot {
+	return store.Slot{
+		ID:           m.ID(key.PrefixRootSlot),
+		WrapperType:  "keyhold-local",
+		WrapperKeyID: "khr_example",
+		IKKID:        bytes.Clone(kid),
+		State:        state,
+		Blob:         m.Bytes(150),
+	}
+}
+
+// NextRoots returns a change of in that changes the slots' manifest alone.
+func (m *Maker) NextRoots(in *store.Installation) store.RootsChange {
+	c := store.RootsChange{Inst: m.inst, From: in.Seq, Seq: in.Seq + 1, MAC: m.Bytes(32)}
+	c.IKKID, c.ActiveSlot = bytes.Clone(in.IKKID), in.ActiveSlot
+	return c
+}
+
+// AddKey returns a change of in that adds an installation key with an active slot, and puts the manifest under it.
+func (m *Maker) AddKey(in *store.Installation) store.RootsChange {
+	c := m.NextRoots(in)
+	newest := in.Keys[len(in.Keys)-1]
+	c.AddKey = &store.InstallationKey{KID: m.Bytes(16), Previous: bytes.Clone(newest.KID), Link: m.Bytes(32)}
+	c.Add = []store.Slot{m.Slot(c.AddKey.KID, key.Active)}
+	c.IKKID, c.ActiveSlot = c.AddKey.KID, c.Add[0].ID
+	return c
+}
+
+// DropKey returns a change of in that removes the slots of another installation key than the manifest's, and the key.
+func (m *Maker) DropKey(in *store.Installation, kid []byte) store.RootsChange {
+	c := m.NextRoots(in)
+	c.Drop = bytes.Clone(kid)
+	for _, s := range in.Slots {
+		if bytes.Equal(s.IKKID, kid) && s.State != key.Destroyed {
+			c.States = append(c.States, store.SlotChange{ID: s.ID, From: s.State, To: key.Destroyed})
+		}
+	}
+	return c
+}
+
+// Rekey returns k's manifest, and its wrapped keys if it is a root key, under the installation key with the given kid.
+func (m *Maker) Rekey(k *store.Key, kid []byte) store.Rekey {
+	r := store.Rekey{Kind: k.Kind, KeyID: k.ID, From: k.Seq, Seq: k.Seq + 1, IKKID: bytes.Clone(kid), MAC: m.Bytes(32)}
+	for i := range k.Versions {
+		if k.Kind == key.KEK {
+			rewrap := m.Rewrap(&k.Versions[i], "")
+			rewrap.IKKID = bytes.Clone(kid)
+			r.Versions = append(r.Versions, rewrap)
+		}
+	}
+	return r
 }
 
 // Version returns a version of a root key ([key.KEK], without a parent) or a data key.
@@ -78,7 +139,7 @@ func (m *Maker) Version(kind key.Kind, n key.Version, state key.State, alg key.A
 	v := store.Version{Number: n, State: state, Alg: alg, Commit: m.Bytes(32), Blob: m.Blob(size), Parent: parent, Created: Created + int64(n)}
 	v.ID = key.VersionID(kind, key.KID(v.Commit[:16]))
 	if kind == key.KEK {
-		v.IKKID = bytes.Clone(m.ikKID)
+		v.IKKID = m.IKKID()
 	}
 	return v
 }
@@ -88,12 +149,12 @@ func (m *Maker) Blob(n int) []byte { return append([]byte{0x01}, m.Bytes(n-1)...
 
 // Manifest returns a manifest with the maker's policy.
 func (m *Maker) Manifest(seq uint64, head key.Version) store.Manifest {
-	return store.Manifest{Seq: seq, Head: head, RotateEvery: RotateEvery, MaxMessages: 1 << 40, IKKID: bytes.Clone(m.ikKID), MAC: m.Bytes(32)}
+	return store.Manifest{Seq: seq, Head: head, RotateEvery: RotateEvery, MaxMessages: 1 << 40, IKKID: m.IKKID(), MAC: m.Bytes(32)}
 }
 
 // Instance returns a new instance that has seen nothing yet.
 func (m *Maker) Instance() store.Instance {
-	return store.Instance{ID: m.ID(key.PrefixInstance), Name: "host program 1", Life: 960}
+	return store.Instance{ID: m.ID(key.PrefixInstance), Name: "host program 1", Life: 960, Slot: m.ID(key.PrefixRootSlot)}
 }
 
 // RootKey returns a new root key with one version.
@@ -180,7 +241,7 @@ func (m *Maker) Destroy(k *store.Key, versions ...key.Version) store.Update {
 func (m *Maker) Rewrap(v *store.Version, parent key.ID) store.Rewrap {
 	r := store.Rewrap{ID: v.ID, Old: bytes.Clone(v.Blob), Blob: m.Blob(len(v.Blob)), Parent: parent}
 	if parent == "" {
-		r.IKKID = bytes.Clone(m.ikKID)
+		r.IKKID = m.IKKID()
 	}
 	return r
 }

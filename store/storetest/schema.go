@@ -3,6 +3,7 @@ package storetest
 import (
 	"context"
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -92,9 +93,18 @@ var installationTests = []test{
 	{"is read as it was stored, with times of the store's", func(e *env) {
 		e.migrate()
 		want := e.m.Installation()
-		if err := e.s.Initialize(e.ctx, want); err != nil {
+		given := want
+		given.Created, given.Keys = 7, []store.InstallationKey{{KID: e.m.Bytes(16)}, {KID: e.m.Bytes(16), Previous: e.m.Bytes(16), Link: e.m.Bytes(32)}}
+		given.Slots = slices.Clone(want.Slots)
+		for i := range given.Slots {
+			s := &given.Slots[i]
+			s.Created, s.Activated, s.Retired = 7, 7, 7
+		}
+		before := e.roll().Now
+		if err := e.s.Initialize(e.ctx, given); err != nil {
 			e.Fatalf("Initialize: %v", err)
 		}
+		after := e.roll().Now
 		got, err := e.s.Installation(e.ctx)
 		if err != nil {
 			e.Fatalf("Installation: %v", err)
@@ -103,9 +113,7 @@ var installationTests = []test{
 			e.Errorf("Installation (-stored +read):\n%s", d)
 		}
 		nearNow(e.T, "Created", got.Created)
-		for _, slot := range got.Slots {
-			nearNow(e.T, "Created of a slot", slot.Created)
-		}
+		e.slotTimes(store.Installation{Created: got.Created}, got, before, after)
 	}},
 	{"comes with its slots in the order in which they were made", func(e *env) {
 		e.migrate()
@@ -159,6 +167,13 @@ var installationTests = []test{
 			"slot without a blob":    func(in *store.Installation) { in.Slots[0].Blob = nil },
 			"slot without a type":    func(in *store.Installation) { in.Slots[0].WrapperType = "" },
 			"slot's ik_kid is short": func(in *store.Installation) { in.Slots[1].IKKID = []byte{1} },
+			"slot of another key":    func(in *store.Installation) { in.Slots[1].IKKID = e.m.Bytes(16) },
+			"no slots":               func(in *store.Installation) { in.Slots = nil },
+			"no active slot":         func(in *store.Installation) { in.Slots[0].State = key.Retired },
+			"two active slots":       func(in *store.Installation) { in.Slots[1].State = key.Active },
+			"a pending slot":         func(in *store.Installation) { in.Slots[1].State = key.Pending },
+			"active is a retired":    func(in *store.Installation) { in.ActiveSlot = in.Slots[1].ID },
+			"active is not there":    func(in *store.Installation) { in.ActiveSlot = "kr_none" },
 		} {
 			in := e.m.Installation()
 			spoil(&in)

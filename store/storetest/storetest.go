@@ -79,6 +79,9 @@ func Run(t *testing.T, h Harness) {
 		{"update", updateTests},
 		{"disabled", disabledTests},
 		{"rewrap", rewrapTests},
+		{"roots", rootsTests},
+		{"rekey", rekeyTests},
+		{"escrow", escrowTests},
 		{"concurrency", concurrencyTests},
 		{"context", contextTests},
 		{"fleet", fleetTests},
@@ -257,11 +260,15 @@ func (e *env) key(ref key.Ref) store.Key {
 // dump is everything that can be read, in the order of its names.
 type dump struct {
 	Installation store.Installation
+	Escrows      []store.Escrow
 	Families     []store.Family
 }
 
 func dumpOf(ctx context.Context, s store.Store) (d dump, err error) {
 	if d.Installation, err = s.Installation(ctx); err != nil && !errors.Is(err, store.ErrNotFound) {
+		return d, err
+	}
+	if d.Escrows, err = s.Escrows(ctx); err != nil {
 		return d, err
 	}
 	scopes, err := s.Scopes(ctx, "", 1_000_000)
@@ -302,9 +309,10 @@ var equalBytes = cmp.FilterValues(func(a, b []byte) bool { return len(a)+len(b) 
 // diff compares what was given with what was read, but for what the store itself sets.
 func diff(want, got any) string {
 	return cmp.Diff(want, got, equalBytes, cmpopts.EquateEmpty(),
-		cmpopts.IgnoreFields(store.Family{}, "Now", "Epoch"),
+		cmpopts.IgnoreFields(store.Family{}, "Now", "Epoch", "Roots"),
 		cmpopts.IgnoreFields(store.Installation{}, "Created"),
-		cmpopts.IgnoreFields(store.Slot{}, "Created"),
+		cmpopts.IgnoreFields(store.InstallationKey{}, "Created"),
+		cmpopts.IgnoreFields(store.Slot{}, "Created", "Activated", "Retired", "Removed"),
 		cmpopts.IgnoreFields(store.Version{}, "Disabled"),
 		cmpopts.IgnoreFields(store.Tombstone{}, "Destroyed"))
 }

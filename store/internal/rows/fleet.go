@@ -56,11 +56,26 @@ func CheckInstance(in *store.Instance) error {
 		return errors.New("the name of an instance is at most 255 bytes of UTF-8, none of them zero")
 	case in.Life < 0:
 		return fmt.Errorf("an instance cannot live for %d seconds", in.Life)
+	case in.Slot != "" && !IsID(in.Slot):
+		return fmt.Errorf("%q is not the id of a root slot", string(in.Slot))
 	}
 	for bucket, n := range in.Seen {
 		if n > math.MaxInt64 {
 			return fmt.Errorf("no epoch is %d, as that of bucket %d was", n, bucket)
 		}
+	}
+	return nil
+}
+
+// CheckEscrow looks at the rules for what is stored of an installation key's copies.
+func CheckEscrow(e *store.Escrow) error {
+	switch {
+	case len(e.IKKID) != 16:
+		return fmt.Errorf("the installation key's id has %d bytes, not 16", len(e.IKKID))
+	case e.Event != "written" && e.Event != "verified":
+		return fmt.Errorf("an installation key is written or verified, not %q", e.Event)
+	case len(e.Detail) > 4096 || !utf8.ValidString(e.Detail) || strings.Contains(e.Detail, "\x00"):
+		return errors.New("the detail is at most 4096 bytes of UTF-8, none of them zero")
 	}
 	return nil
 }

@@ -75,7 +75,7 @@ func (f *Family) Add(r *Row) error {
 	var n Numbers
 	switch r.Table {
 	case Now:
-		f.f.Now, f.f.Epoch = r.A, Fit[uint64](&n, r.B)
+		f.f.Now, f.f.Epoch, f.f.Roots = r.A, Fit[uint64](&n, r.B), Fit[uint64](&n, r.C)
 	case Root, Data:
 		f.addKey(&n, r)
 	case RootVersion, DataVersion:

@@ -26,7 +26,7 @@ func family(t *testing.T, list ...Row) (store.Family, error) {
 
 func some() []Row {
 	return []Row{
-		{Table: Now, A: 7},
+		{Table: Now, A: 7, B: 11, C: 12},
 		{Table: Root, ID: "krk_a", Name: "scope", A: 1, B: 2, C: 3, D: 4, E: 5, X: []byte("ik"), Y: []byte("mac")},
 		{Table: RootVersion, ID: "krkv_a2", Owner: "krk_a", A: 2, B: 2, C: 1, D: 6, X: []byte("ik"), Y: []byte("commit"), Z: []byte("blob")},
 		{Table: RootTombstone, ID: "krkv_a1", Owner: "krk_a", A: 1, C: 1, D: 8, Y: []byte("commit")},
@@ -41,7 +41,7 @@ func some() []Row {
 func TestFamily(t *testing.T) {
 	got, err := family(t, some()...)
 	want := store.Family{
-		Now: 7,
+		Now: 7, Epoch: 11, Roots: 12,
 		Root: store.Key{
 			ID: "krk_a", Kind: key.KEK, Scope: "scope", RotateAt: 5,
 			Manifest: store.Manifest{Seq: 1, Head: 2, RotateEvery: 3, MaxMessages: 4, IKKID: []byte("ik"), MAC: []byte("mac")},
@@ -89,14 +89,15 @@ func TestNoRootKeyIsNotFoundWithTheTime(t *testing.T) {
 
 // Cut to their fields' sizes, these numbers would be sensible ones.
 func TestNumbersOutOfRangeAreNotReadAsOthers(t *testing.T) {
-	for i, columns := range map[int]string{1: "ABCD", 2: "ABC", 3: "AC", 4: "ABCD", 6: "ABC", 8: "AC"} {
+	for i, columns := range map[int]string{0: "BC", 1: "ABCD", 2: "ABC", 3: "AC", 4: "ABCD", 6: "ABC", 8: "AC"} {
 		for column := range strings.SplitSeq(columns, "") {
 			for _, change := range []int64{256, -256, 1 << 32, math.MinInt64} {
 				list := some()
 				r := &list[i]
 				n := map[string]*int64{"A": &r.A, "B": &r.B, "C": &r.C, "D": &r.D}[column]
 				*n += change
-				fits := *n >= 0 && (r.Table == Root || r.Table == Data) && (column != "B" || change == 256) ||
+				fits := *n >= 0 && (r.Table == Now || r.Table == Root || r.Table == Data) &&
+					(r.Table == Now || column != "B" || change == 256) ||
 					*n >= 0 && change == 256 && column == "A"
 				_, err := family(t, list...)
 				bad, refused := errors.AsType[*Error](err)

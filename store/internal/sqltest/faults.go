@@ -39,7 +39,63 @@ var Operations = append([]Operation{
 			return s.Initialize(ctx, m.Installation())
 		},
 	},
+	{
+		Name:    "Rekey",
+		Prepare: withTwoKeys,
+		Run: func(ctx context.Context, s store.Store, _ store.Queries, m *storetest.Maker) error {
+			return rekey(ctx, s, m)
+		},
+	},
+	{
+		Name: "ChangeRoots",
+		Prepare: func(t testing.TB, s store.Store, m *storetest.Maker) {
+			t.Helper()
+			withTwoKeys(t, s, m)
+			must(t, rekey(context.WithoutCancel(t.Context()), s, m))
+		},
+		Run: func(ctx context.Context, s store.Store, _ store.Queries, m *storetest.Maker) error {
+			in, err := s.Installation(ctx)
+			if err != nil {
+				return err
+			}
+			slot := m.Slot(in.IKKID, key.Retired) // first, so that its id is none that is there
+			c := m.DropKey(&in, in.Keys[0].KID)
+			c.Add = []store.Slot{slot}
+			return s.ChangeRoots(ctx, c)
+		},
+	},
+	{
+		Name:    "AddEscrow",
+		Prepare: Initialized,
+		Run: func(ctx context.Context, s store.Store, _ store.Queries, m *storetest.Maker) error {
+			return s.AddEscrow(ctx, m.Inst(), store.Escrow{IKKID: m.IKKID(), Event: "written", Detail: "to two custodians"})
+		},
+	},
 }, InTx...)
+
+// withTwoKeys leaves, besides what WithLife does, a second installation key, which only the slots' manifest is under.
+func withTwoKeys(t testing.TB, s store.Store, m *storetest.Maker) {
+	t.Helper()
+	ctx := context.WithoutCancel(t.Context())
+	WithLife(t, s, m)
+	in, err := s.Installation(ctx)
+	must(t, err)
+	must(t, s.ChangeRoots(ctx, m.AddKey(&in)))
+}
+
+// rekey puts all keys of a scope under the installation key of the slots' manifest.
+func rekey(ctx context.Context, s store.Store, m *storetest.Maker) error {
+	in, err := s.Installation(ctx)
+	if err != nil {
+		return err
+	}
+	f, err := s.Scope(ctx, shared.Scope)
+	if err != nil {
+		return err
+	}
+	_, err = s.Rekey(ctx, m.Inst(), []store.Rekey{m.Rekey(&f.Root, in.IKKID), m.Rekey(&f.Data[0], in.IKKID)}, nil)
+	return err
+}
 
 // InTx are the writes that there are inside the application's transaction, too.
 var InTx = []Operation{

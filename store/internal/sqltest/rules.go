@@ -31,7 +31,7 @@ func Insert(table string, r Row) string {
 
 // Rows are one of each table that no rule refuses, if the rows that they refer to are there.
 type Rows struct {
-	Slot, Installation, Tombstone, RootKey, RootVersion, DataKey, DataVersion Row
+	InstallationKey, Slot, Installation, Tombstone, RootKey, RootVersion, DataKey, DataVersion Row
 }
 
 // NewRows makes rows in the words of a database: SQL for n bytes, for n bytes of zeros, and for one byte.
@@ -42,8 +42,10 @@ func NewRows(bytes, zeros func(n int) string, one string) Rows {
 	}
 	version := Row{"version": "1", "state": "2", "alg": "1", "commitment": zeros(32), "key": one, "created": "7"}
 	return Rows{
+		InstallationKey: Row{"ik_kid": bytes(16)},
 		Slot: Row{
 			"private_id": "'kr_x'", "number": "9", "wrapper_type": "'local'", "wrapper_key_id": "''", "ik_kid": bytes(16), "state": "3", "blob": one,
+			"activated": "null", "retired": "7",
 		},
 		Installation: Row{"only_row": "1", "inst": bytes(16), "ik_kid": bytes(16), "seq": "5", "active_slot": "'kr_a'", "mac": bytes(32)},
 		Tombstone: Row{
@@ -57,10 +59,11 @@ func NewRows(bytes, zeros func(n int) string, one string) Rows {
 }
 
 // Base is what a test of a rule begins with: two root keys, of which a has a retired, an active and a pending version,
-// and a data key of a's with the same; an installation with an active and a removed slot; a tombstone.
+// and a data key of a's with the same; an installation with its key, an active and a removed slot; a tombstone.
 func (r Rows) Base(empty string) string {
 	return strings.Join([]string{
-		Insert("root_slot", r.Slot.With("private_id", "'kr_a'", "number", "1", "state", "2")),
+		Insert("installation_key", r.InstallationKey),
+		Insert("root_slot", r.Slot.With("private_id", "'kr_a'", "number", "1", "state", "2", "activated", "7", "retired", "null")),
 		Insert("root_slot", r.Slot.With("private_id", "'kr_gone'", "number", "2", "state", "5", "blob", empty, "removed", "9")),
 		Insert("installation", r.Installation),
 		Insert("root_key", r.RootKey.With("private_id", "'krk_a'", "scope_id", "'a'", "head_version", "2")),

@@ -20,6 +20,31 @@ create table {schema}{prefix}_schema_version (
     constraint {prefix}_schema_version_version check (version >= 1)
 );
 
+-- The installation keys that manifests and wrapped keys may name: none of them can go while one does. There are two
+-- while the installation is rekeyed: the second names the first, which may be gone later, and has a link by which whoever
+-- has the first knows the second.
+create table {schema}{prefix}_installation_key (
+    ik_kid bytea not null,
+    previous bytea,
+    link bytea,
+    created bigint not null default floor(extract(epoch from statement_timestamp()))::bigint,
+
+    constraint {prefix}_installation_key_pkey primary key (ik_kid),
+    -- No two follow the same one.
+    constraint {prefix}_installation_key_previous_key unique (previous),
+    constraint {prefix}_installation_key_ik_kid check (octet_length(ik_kid) = 16),
+    constraint {prefix}_installation_key_previous check (octet_length(previous) = 16 and previous <> ik_kid),
+    constraint {prefix}_installation_key_link check (
+        (link is null) = (previous is null)
+        and octet_length(link) = 32),
+    constraint {prefix}_installation_key_created check (created > 0)
+);
+
+create trigger {prefix}_installation_key_immutable
+before update on {schema}{prefix}_installation_key
+for each row
+execute function {schema}{prefix}_refuse('an installation key never changes');
+
 -- The installation key sealed by one external root. A removed slot keeps its row, without the blob.
 create table {schema}{prefix}_root_slot (
     private_id text collate "C" not null,
@@ -31,6 +56,10 @@ create table {schema}{prefix}_root_slot (
     state smallint not null,
     blob bytea not null,
     created bigint not null default floor(extract(epoch from statement_timestamp()))::bigint,
+    -- When it last became the active one, and since when it is not; these and the next are written by the trigger of
+    -- state_change.
+    activated bigint,
+    retired bigint,
     removed bigint,
 
     constraint {prefix}_root_slot_pkey primary key (private_id),
@@ -46,6 +75,8 @@ create table {schema}{prefix}_root_slot (
     constraint {prefix}_root_slot_state check (state in (2, 3, 5)),
     constraint {prefix}_root_slot_blob check ((octet_length(blob) = 0) = (state = 5)),
     constraint {prefix}_root_slot_created check (created > 0),
+    constraint {prefix}_root_slot_activated check ((activated is not null or state <> 2) and coalesce(activated, 1) > 0),
+    constraint {prefix}_root_slot_retired check ((retired is null) = (state = 2) and coalesce(retired, 1) > 0),
     constraint {prefix}_root_slot_removed check ((removed is not null) = (state = 5) and coalesce(removed, 1) > 0)
 );
 
@@ -68,6 +99,8 @@ create table {schema}{prefix}_installation (
     constraint {prefix}_installation_seq check (seq >= 1),
     constraint {prefix}_installation_mac check (octet_length(mac) = 32),
     constraint {prefix}_installation_created check (created > 0),
+    constraint {prefix}_installation_ik_kid_fkey foreign key (ik_kid)
+        references {schema}{prefix}_installation_key (ik_kid),
     constraint {prefix}_installation_active_slot_fkey foreign key (active_slot)
         references {schema}{prefix}_root_slot (private_id) deferrable initially deferred
 );
@@ -79,6 +112,27 @@ when (old.private_id is distinct from new.private_id or old.number is distinct f
     or old.wrapper_type is distinct from new.wrapper_type or old.wrapper_key_id is distinct from new.wrapper_key_id
     or old.ik_kid is distinct from new.ik_kid or old.created is distinct from new.created)
 execute function {schema}{prefix}_refuse('what identifies a root slot never changes');
+
+create function {schema}{prefix}_root_slot_state_change() returns trigger language plpgsql {function_options}as $$
+declare
+    now bigint := floor(extract(epoch from statement_timestamp()))::bigint;
+begin
+    if not (old.state = 2 and new.state in (3, 5) or old.state = 3 and new.state in (2, 5)) then
+        raise exception '%: a root slot does not go from this state to that one', tg_name
+            using errcode = 'check_violation', constraint = tg_name, table = tg_table_name, schema = tg_table_schema;
+    end if;
+    new.activated := case when new.state = 2 then now else old.activated end;
+    new.retired := case when new.state <> 2 then coalesce(old.retired, now) end;
+    new.removed := case when new.state = 5 then now end;
+    return new;
+end
+$$;
+
+create trigger {prefix}_root_slot_state_change
+before update of state on {schema}{prefix}_root_slot
+for each row
+when (old.state <> new.state)
+execute function {schema}{prefix}_root_slot_state_change();
 
 create trigger {prefix}_root_slot_removed_stays
 before update on {schema}{prefix}_root_slot
@@ -147,6 +201,31 @@ before delete on {schema}{prefix}_tombstone
 for each row
 execute function {schema}{prefix}_refuse('a tombstone is kept for ever');
 
+-- What became of the copies of installation keys outside the database. It has no foreign key: it outlives the keys.
+create table {schema}{prefix}_escrow (
+    id bigint generated by default as identity,
+    ik_kid bytea not null,
+    event text collate "C" not null,
+    detail text collate "C" not null,
+    at bigint not null default floor(extract(epoch from statement_timestamp()))::bigint,
+
+    constraint {prefix}_escrow_pkey primary key (id),
+    constraint {prefix}_escrow_ik_kid check (octet_length(ik_kid) = 16),
+    constraint {prefix}_escrow_event check (event in ('written', 'verified')),
+    constraint {prefix}_escrow_detail check (octet_length(detail) <= 4096),
+    constraint {prefix}_escrow_at check (at > 0)
+);
+
+create trigger {prefix}_escrow_immutable
+before update on {schema}{prefix}_escrow
+for each row
+execute function {schema}{prefix}_refuse('what became of a copy never changes');
+
+create trigger {prefix}_escrow_kept
+before delete on {schema}{prefix}_escrow
+for each row
+execute function {schema}{prefix}_refuse('what became of a copy is kept for ever');
+
 -- What every scope has a data key for.
 create table {schema}{prefix}_purpose (
     purpose text collate "C" not null,
@@ -200,6 +279,8 @@ create table {schema}{prefix}_instance (
     -- 32 epochs of 8 bytes, big endian.
     seen bytea not null,
     life bigint not null,
+    -- The root slot by which it opened the installation; empty if it does not say.
+    slot text collate "C" not null default '',
     since bigint not null,
     signed bigint not null,
 
@@ -210,6 +291,9 @@ create table {schema}{prefix}_instance (
     constraint {prefix}_instance_name check (octet_length(name) <= 255),
     constraint {prefix}_instance_seen check (octet_length(seen) = 256),
     constraint {prefix}_instance_life check (life >= 0),
+    constraint {prefix}_instance_slot check (
+        length(slot) = octet_length(slot)
+        and length(slot) <= 64),
     constraint {prefix}_instance_since check (since > 0),
     constraint {prefix}_instance_signed check (signed > 0)
 ) with (fillfactor = 50);
@@ -263,6 +347,11 @@ before truncate on {schema}{prefix}_schema_version
 for each statement
 execute function {schema}{prefix}_refuse('keys are not truncated: delete the scopes instead');
 
+create trigger {prefix}_installation_key_no_truncate
+before truncate on {schema}{prefix}_installation_key
+for each statement
+execute function {schema}{prefix}_refuse('keys are not truncated: delete the scopes instead');
+
 create trigger {prefix}_root_slot_no_truncate
 before truncate on {schema}{prefix}_root_slot
 for each statement
@@ -275,6 +364,11 @@ execute function {schema}{prefix}_refuse('keys are not truncated: delete the sco
 
 create trigger {prefix}_tombstone_no_truncate
 before truncate on {schema}{prefix}_tombstone
+for each statement
+execute function {schema}{prefix}_refuse('keys are not truncated: delete the scopes instead');
+
+create trigger {prefix}_escrow_no_truncate
+before truncate on {schema}{prefix}_escrow
 for each statement
 execute function {schema}{prefix}_refuse('keys are not truncated: delete the scopes instead');
 

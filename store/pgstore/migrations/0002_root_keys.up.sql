@@ -27,7 +27,9 @@ create table {schema}{prefix}_root_key (
     constraint {prefix}_root_key_rotate_at check (rotate_at is null or rotate_at > 0 and rotate_every > 0),
     constraint {prefix}_root_key_ik_kid check (octet_length(ik_kid) = 16),
     constraint {prefix}_root_key_mac check (octet_length(mac) = 32),
-    constraint {prefix}_root_key_created check (created > 0){scope_reference}
+    constraint {prefix}_root_key_created check (created > 0),
+    constraint {prefix}_root_key_ik_kid_fkey foreign key (ik_kid)
+        references {schema}{prefix}_installation_key (ik_kid){scope_reference}
 );
 
 create index {prefix}_root_key_rotate_at_idx on {schema}{prefix}_root_key (rotate_at, private_id) where rotate_at is not null;
@@ -106,6 +108,8 @@ create table {schema}{prefix}_root_key_version (
     constraint {prefix}_root_key_version_created check (created > 0),
     constraint {prefix}_root_key_version_disabled check ((disabled is not null) = (state = 4) and coalesce(disabled, 1) > 0),
     constraint {prefix}_root_key_version_ik_kid check (octet_length(ik_kid) = 16),
+    constraint {prefix}_root_key_version_ik_kid_fkey foreign key (ik_kid)
+        references {schema}{prefix}_installation_key (ik_kid),
     constraint {prefix}_root_key_version_key_fkey foreign key (root_key_id)
         references {schema}{prefix}_root_key (private_id) on delete cascade
 );

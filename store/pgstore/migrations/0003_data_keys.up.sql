@@ -34,6 +34,8 @@ create table {schema}{prefix}_data_key (
     constraint {prefix}_data_key_ik_kid check (octet_length(ik_kid) = 16),
     constraint {prefix}_data_key_mac check (octet_length(mac) = 32),
     constraint {prefix}_data_key_created check (created > 0),
+    constraint {prefix}_data_key_ik_kid_fkey foreign key (ik_kid)
+        references {schema}{prefix}_installation_key (ik_kid),
     constraint {prefix}_data_key_root_key_fkey foreign key (root_key_id)
         references {schema}{prefix}_root_key (private_id) on delete cascade
 );

@@ -23,6 +23,41 @@ begin
     select raise(abort, '{prefix}_schema_version_no_replace: a row that is there is never replaced');
 end;
 
+-- The installation keys that manifests and wrapped keys may name: one, or two while the installation is rekeyed. The
+-- foreign keys that name them refuse to let one go that is still needed, and to write under one that is gone.
+create table {prefix}_installation_key (
+    ik_kid blob not null,
+    -- The one that it follows, which may be gone, and the link by which whoever has that one knows it.
+    previous blob,
+    link blob,
+    created integer not null default (cast(strftime('%s', 'now') as integer)),
+
+    constraint {prefix}_installation_key_pkey primary key (ik_kid),
+    -- No two follow the same one.
+    constraint {prefix}_installation_key_previous_key unique (previous),
+    constraint {prefix}_installation_key_ik_kid check (typeof(ik_kid) = 'blob' and length(ik_kid) = 16),
+    constraint {prefix}_installation_key_previous check (
+        previous is null or typeof(previous) = 'blob' and length(previous) = 16 and previous <> ik_kid),
+    constraint {prefix}_installation_key_link check (
+        (link is null) = (previous is null) and (link is null or typeof(link) = 'blob' and length(link) = 32)),
+    constraint {prefix}_installation_key_created check (typeof(created) = 'integer' and created > 0)
+);
+
+create trigger {prefix}_installation_key_no_replace
+before insert on {prefix}_installation_key
+when exists (select 1 from {prefix}_installation_key where ik_kid = new.ik_kid)
+    or exists (select 1 from {prefix}_installation_key where previous = new.previous)
+    or exists (select 1 from {prefix}_installation_key where rowid = new.rowid)
+begin
+    select raise(abort, '{prefix}_installation_key_no_replace: a row that is there is never replaced');
+end;
+
+create trigger {prefix}_installation_key_immutable
+before update on {prefix}_installation_key
+begin
+    select raise(abort, '{prefix}_installation_key_immutable: what is said of an installation key never changes');
+end;
+
 -- The installation key sealed by one external root. A removed slot keeps its row, without the blob.
 create table {prefix}_root_slot (
     private_id text not null,
@@ -34,6 +69,9 @@ create table {prefix}_root_slot (
     state integer not null,
     blob blob not null,
     created integer not null default (cast(strftime('%s', 'now') as integer)),
+    -- When it last became the active one of its installation key, and since when it is that no more.
+    activated integer,
+    retired integer,
     removed integer,
 
     constraint {prefix}_root_slot_pkey primary key (private_id),
@@ -51,6 +89,10 @@ create table {prefix}_root_slot (
     constraint {prefix}_root_slot_state check (typeof(state) = 'integer' and state in (2, 3, 5)),
     constraint {prefix}_root_slot_blob check (typeof(blob) = 'blob' and (length(blob) = 0) = (state = 5)),
     constraint {prefix}_root_slot_created check (typeof(created) = 'integer' and created > 0),
+    constraint {prefix}_root_slot_activated check (
+        typeof(activated) in ('integer', 'null') and (activated is not null or state <> 2) and coalesce(activated, 1) > 0),
+    constraint {prefix}_root_slot_retired check (
+        typeof(retired) in ('integer', 'null') and (retired is null) = (state = 2) and coalesce(retired, 1) > 0),
     constraint {prefix}_root_slot_removed check (
         typeof(removed) in ('integer', 'null') and (removed is not null) = (state = 5) and coalesce(removed, 1) > 0)
 );
@@ -74,6 +116,8 @@ create table {prefix}_installation (
     constraint {prefix}_installation_seq check (typeof(seq) = 'integer' and seq >= 1),
     constraint {prefix}_installation_mac check (typeof(mac) = 'blob' and length(mac) = 32),
     constraint {prefix}_installation_created check (typeof(created) = 'integer' and created > 0),
+    constraint {prefix}_installation_ik_kid_fkey foreign key (ik_kid)
+        references {prefix}_installation_key (ik_kid),
     constraint {prefix}_installation_active_slot_fkey foreign key (active_slot)
         references {prefix}_root_slot (private_id) deferrable initially deferred
 );
@@ -143,6 +187,44 @@ create trigger {prefix}_installation_kept
 before delete on {prefix}_installation
 begin
     select raise(abort, '{prefix}_installation_kept: without its installation no key can be opened');
+end;
+
+-- What became of the installation key's copies outside the database. It has no foreign key: it outlives the key.
+create table {prefix}_escrow (
+    id integer not null,
+    ik_kid blob not null,
+    event text not null,
+    detail text not null,
+    at integer not null default (cast(strftime('%s', 'now') as integer)),
+
+    constraint {prefix}_escrow_pkey primary key (id),
+    constraint {prefix}_escrow_id check (id >= 1),
+    constraint {prefix}_escrow_ik_kid check (typeof(ik_kid) = 'blob' and length(ik_kid) = 16),
+    constraint {prefix}_escrow_event check (event in ('written', 'verified')),
+    constraint {prefix}_escrow_detail check (
+        typeof(detail) = 'text'
+        and length(cast(detail as blob)) <= 4096
+        and instr(cast(detail as blob), x'00') = 0),
+    constraint {prefix}_escrow_at check (typeof(at) = 'integer' and at > 0)
+);
+
+create trigger {prefix}_escrow_no_replace
+before insert on {prefix}_escrow
+when exists (select 1 from {prefix}_escrow where id = new.id)
+begin
+    select raise(abort, '{prefix}_escrow_no_replace: a row that is there is never replaced');
+end;
+
+create trigger {prefix}_escrow_immutable
+before update on {prefix}_escrow
+begin
+    select raise(abort, '{prefix}_escrow_immutable: what was done with an installation key never changes');
+end;
+
+create trigger {prefix}_escrow_kept
+before delete on {prefix}_escrow
+begin
+    select raise(abort, '{prefix}_escrow_kept: what was done with an installation key is kept for ever');
 end;
 
 -- What is kept of a destroyed version. It has no foreign key: it outlives its key.
@@ -260,6 +342,8 @@ create table {prefix}_instance (
     -- The epochs before which it uses nothing any more: 32 numbers of eight bytes, big endian.
     seen blob not null,
     life integer not null,
+    -- The root slot by which it opened the installation; empty if it says none.
+    slot text not null,
     since integer not null default (cast(strftime('%s', 'now') as integer)),
     signed integer not null default (cast(strftime('%s', 'now') as integer)),
 
@@ -274,6 +358,10 @@ create table {prefix}_instance (
         and instr(cast(name as blob), x'00') = 0),
     constraint {prefix}_instance_seen check (typeof(seen) = 'blob' and length(seen) = 256),
     constraint {prefix}_instance_life check (typeof(life) = 'integer' and life >= 0),
+    constraint {prefix}_instance_slot check (
+        typeof(slot) = 'text'
+        and length(slot) = length(cast(slot as blob))
+        and length(slot) <= 64),
     constraint {prefix}_instance_since check (typeof(since) = 'integer' and since > 0),
     constraint {prefix}_instance_signed check (typeof(signed) = 'integer' and signed > 0)
 );

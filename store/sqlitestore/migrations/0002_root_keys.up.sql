@@ -30,6 +30,8 @@ create table {prefix}_root_key (
     constraint {prefix}_root_key_ik_kid check (typeof(ik_kid) = 'blob' and length(ik_kid) = 16),
     constraint {prefix}_root_key_mac check (typeof(mac) = 'blob' and length(mac) = 32),
     constraint {prefix}_root_key_created check (typeof(created) = 'integer' and created > 0),
+    constraint {prefix}_root_key_ik_kid_fkey foreign key (ik_kid)
+        references {prefix}_installation_key (ik_kid),
     -- With head_state: at the end of each transaction the head is there, and active.
     constraint {prefix}_root_key_head_fkey foreign key (private_id, head_version, head_state)
         references {prefix}_root_key_version (root_key_id, version, state) deferrable initially deferred{scope_reference}
@@ -123,6 +125,8 @@ create table {prefix}_root_key_version (
     constraint {prefix}_root_key_version_disabled check (
         typeof(disabled) in ('integer', 'null') and (disabled is not null) = (state = 4) and coalesce(disabled, 1) > 0),
     constraint {prefix}_root_key_version_ik_kid check (typeof(ik_kid) = 'blob' and length(ik_kid) = 16),
+    constraint {prefix}_root_key_version_ik_kid_fkey foreign key (ik_kid)
+        references {prefix}_installation_key (ik_kid),
     constraint {prefix}_root_key_version_key_fkey foreign key (root_key_id)
         references {prefix}_root_key (private_id) on delete cascade
 );

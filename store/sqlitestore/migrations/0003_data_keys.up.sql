@@ -38,6 +38,8 @@ create table {prefix}_data_key (
     constraint {prefix}_data_key_ik_kid check (typeof(ik_kid) = 'blob' and length(ik_kid) = 16),
     constraint {prefix}_data_key_mac check (typeof(mac) = 'blob' and length(mac) = 32),
     constraint {prefix}_data_key_created check (typeof(created) = 'integer' and created > 0),
+    constraint {prefix}_data_key_ik_kid_fkey foreign key (ik_kid)
+        references {prefix}_installation_key (ik_kid),
     -- With head_state: at the end of each transaction the head is there, and active.
     constraint {prefix}_data_key_head_fkey foreign key (private_id, head_version, head_state)
         references {prefix}_data_key_version (data_key_id, version, state) deferrable initially deferred,

@@ -12,7 +12,7 @@ import (
 // copyTo copies all rows: those of each key's versions and tombstones by their numbers, as the tables demand.
 func (s *Stage) copyTo(ctx context.Context, q querier, prefix, schema string) error {
 	c := copier{from: s.db, to: q, prefix: prefix, schema: schema}
-	for _, table := range []string{"root_slot", "installation", "root_key", "data_key"} {
+	for _, table := range []string{"installation_key", "root_slot", "installation", "root_key", "data_key"} {
 		if err := c.rows(ctx, table, ""); err != nil {
 			return err
 		}

@@ -1,0 +1,328 @@
+package keyhold
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	wrapping "github.com/hashicorp/go-kms-wrapping/v2"
+
+	"keyhold.example/keyhold/internal/seal"
+	"keyhold.example/keyhold/key"
+	"keyhold.example/keyhold/store"
+)
+
+// A rekey gives the installation another installation key: docs/format.md, section 2. First every root gets a slot for
+// the new key, and the new key's row says that whoever had the old one made it. From then on both are there, and who
+// meets a row that names the new one opens it with its root. Then each scope is moved by itself: its root key's
+// versions are wrapped, and its manifests made, under the new key. When nothing names the old key any more, which the
+// database itself holds, its slots and its row go, and it is forgotten. So it may be stopped and gone on with anywhere.
+
+// rekeyBatch is how many scopes one transaction moves.
+const rekeyBatch = 50
+
+// Rekeyed is what a rekey did.
+type Rekeyed struct {
+	Pin  string // of the new installation key, for [Config.Pins]
+	Keys int    // how many manifests this call moved
+}
+
+// Rekey makes a new installation key, wraps all root keys under it, and makes all manifests anew, for when a root or a
+// recovery file is no longer trusted: what was once opened with those opens nothing any more that is stored. First
+// remove the slots of roots that are not to have the new key, as all others get it: m's own root, which has to be the
+// active one, and [Config.OldRoots], among which each other slot's root has to be.
+//
+// escrow is called with the recovery line of the new key before anything is changed, and has to write it; [NoEscrow]
+// does not. If it fails, nothing is changed. A rekey that was begun before, by anybody, is gone on with; then it is
+// called only if nothing was written yet. Once it is over, another call makes
+// another rekey: after an error, [Manager.Installation] says whether it still lasts.
+//
+// Other processes follow while they work, each with one call to its root. One that is stopped for all of it follows
+// afterwards. The pin is another one afterwards: while it lasts, processes that start need both in [Config.Pins].
+// Backups from before go on opening with the roots and the recovery files of then, and with nothing else.
+//
+// It calls each root twice, takes about three round trips for each fifty scopes, and [Config.Timeout] limits each
+// step. It may be stopped anywhere: the next call goes on. Scopes that are not as keyhold stored them are left out; the
+// error joins what is wrong with each, and the rekey is not over before they are repaired or gone. Other errors:
+// [ErrNoEscrow]; [ErrState] if a slot's root is not configured; those of [Manager.AddRoot].
+func (m *Manager) Rekey(ctx context.Context, escrow EscrowFunc) (Rekeyed, error) {
+	if escrow == nil {
+		return Rekeyed{}, ErrNoEscrow
+	}
+	if err := m.beginRekey(ctx, escrow); err != nil {
+		return Rekeyed{}, fmt.Errorf("begin to rekey: %w", err)
+	}
+	total := 0
+	for {
+		n, err := m.moveAll(ctx)
+		total += n
+		if err != nil {
+			return Rekeyed{Pin: m.Pin(), Keys: total}, fmt.Errorf("rekey: %w", err)
+		}
+		err = m.step(ctx, m.endRekey)
+		// Who had not heard of it may have written something under the old key meanwhile.
+		if err == nil || !errors.Is(err, store.ErrConflict) && !errors.Is(err, store.ErrUnknownOutcome) || ctx.Err() != nil {
+			if err != nil {
+				err = fmt.Errorf("end the rekey: %w", err)
+			}
+			return Rekeyed{Pin: m.Pin(), Keys: total}, err
+		}
+	}
+}
+
+// beginRekey makes the new installation key, unless there is one.
+func (m *Manager) beginRekey(ctx context.Context, escrow EscrowFunc) error {
+	var next *seal.IK
+	var c *store.RootsChange
+	var now *slots
+	err := m.step(ctx, func(ctx context.Context) (err error) {
+		if now, err = m.rootsToChange(ctx); err != nil || now.rekeyed() {
+			return err
+		}
+		next, c, err = m.nextKeyOf(ctx, now)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if now.rekeyed() {
+		return m.escrowOnce(ctx, escrow)
+	}
+	defer next.Close()
+	line := next.Recovery()
+	detail, err := escrow(line.Reveal())
+	line.Clear()
+	if err != nil {
+		return fmt.Errorf("write a recovery file: %w", err)
+	}
+	return m.step(ctx, func(ctx context.Context) error {
+		kid := next.KID()
+		err := m.writeSlots(ctx, now, c)
+		if err != nil && !errors.Is(err, store.ErrUnknownOutcome) {
+			return useless(err, detail)
+		}
+		if adopted := m.adopt(ctx); adopted != nil {
+			return errors.Join(err, adopted)
+		}
+		if !m.ring.has(kid[:]) {
+			return useless(err, detail)
+		}
+		return m.recordEscrow(ctx, kid, escrowWritten, detail)
+	})
+}
+
+// useless says of a recovery file that its key was not stored.
+func useless(err error, detail string) error {
+	if detail == "" {
+		return err
+	}
+	return fmt.Errorf("the recovery line that was written opens nothing, so destroy it: %w", err)
+}
+
+// rootsToChange is the slots as they are now, if m may change them.
+func (m *Manager) rootsToChange(ctx context.Context) (*slots, error) {
+	if err := m.adopt(ctx); err != nil {
+		return nil, err
+	}
+	now := m.slots.Load()
+	return now, now.mayChange()
+}
+
+// nextKeyOf makes a new installation key, and seals it with every root that has a slot.
+func (m *Manager) nextKeyOf(ctx context.Context, now *slots) (_ *seal.IK, _ *store.RootsChange, err error) {
+	iks := m.ring.clones()
+	defer closeAll(iks)
+	next := iks[len(iks)-1].Next()
+	defer func() {
+		if err != nil {
+			next.Close()
+		}
+	}()
+	kid := next.KID()
+	link := iks[len(iks)-1].NextMAC(next.Pin())
+	c := &store.RootsChange{
+		ActiveSlot: now.ActiveSlot,
+		AddKey:     &store.InstallationKey{KID: kid[:], Previous: now.IKKID, Link: link[:]},
+	}
+	for i := range now.Slots {
+		was := &now.Slots[i]
+		if was.State == key.Destroyed {
+			continue
+		}
+		root, err := m.rootOf(ctx, now, was)
+		if err != nil {
+			return nil, nil, err
+		}
+		slot, err := m.sealSlot(ctx, root, next)
+		if err != nil {
+			return nil, nil, err
+		}
+		slot.State = was.State
+		c.Add = append(c.Add, slot)
+	}
+	return next, c, nil
+}
+
+// rootOf is the configured root that opens a slot.
+func (m *Manager) rootOf(ctx context.Context, now *slots, slot *store.Slot) (wrapping.Wrapper, error) {
+	if slot.ID == now.own {
+		return m.root, nil
+	}
+	var errs []error
+	for _, root := range m.oldRoots {
+		ik, err := m.openSlot(ctx, root, [16]byte(now.Inst), *slot)
+		if err == nil {
+			ik.Close()
+			return root, nil
+		}
+		errs = append(errs, err)
+	}
+	err := fmt.Errorf("none of the configured roots opens slot %s (%s): give its root, which then gets the new key too, or remove the slot: %w",
+		slot.ID, rootName(slot.WrapperType, slot.WrapperKeyID), ErrState)
+	for _, why := range errs {
+		err = fmt.Errorf("%w; %w", err, why)
+	}
+	return nil, err
+}
+
+// moveAll moves all scopes that are not under the newest installation key, and says how many keys it moved.
+func (m *Manager) moveAll(ctx context.Context) (total int, err error) {
+	kid := m.newestKID()
+	var broken []error
+	for after := key.ID(""); ; {
+		var scopes []key.Scope
+		err := m.step(ctx, func(ctx context.Context) (err error) {
+			scopes, after, err = m.store.NotUnder(ctx, kid, after, lagPage)
+			return err
+		})
+		if err != nil {
+			return total, err
+		}
+		for batch := range slices.Chunk(scopes, rekeyBatch) {
+			n, err := m.moveBatch(ctx, batch, &broken)
+			total += n
+			if err != nil {
+				return total, err
+			}
+		}
+		if after == "" {
+			return total, errors.Join(broken...)
+		}
+	}
+}
+
+func (m *Manager) newestKID() [16]byte { return m.ring.parent().KID() }
+
+// moveBatch moves some scopes. What somebody changes at the same time is left for the next look.
+func (m *Manager) moveBatch(ctx context.Context, scopes []key.Scope, broken *[]error) (n int, err error) {
+	err = m.step(ctx, func(ctx context.Context) error {
+		families, err := m.store.Families(ctx, scopes)
+		if err != nil {
+			return err
+		}
+		var rows []store.Rekey
+		for i := range families {
+			moved, err := m.committed().moved(ctx, families[i])
+			switch {
+			case err == nil:
+				rows = append(rows, moved...)
+			case errors.Is(err, store.ErrNotFound): // it was deleted meanwhile
+			case isAway(err), ctx.Err() != nil:
+				return err
+			default:
+				*broken = append(*broken, err)
+			}
+		}
+		if len(rows) == 0 {
+			return nil
+		}
+		n, err = m.store.Rekey(ctx, m.ring.inst, rows, nil)
+		if errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrUnknownOutcome) {
+			return nil
+		}
+		return err
+	})
+	return n, err
+}
+
+// moved is the keys of a scope under the newest installation key, as far as they are not.
+func (r reader) moved(ctx context.Context, read store.Family) ([]store.Rekey, error) {
+	fam, err := r.once(ctx, read)
+	if err != nil {
+		return nil, err
+	}
+	if err := fam.notOlder(); err != nil {
+		return nil, err
+	}
+	parent := r.m.ring.parent()
+	kid := parent.KID()
+	var rows []store.Rekey
+	for _, k := range allKeys(&fam.Family) {
+		changed, under := *k, bytes.Equal(k.IKKID, kid[:])
+		row := store.Rekey{Kind: k.Kind, KeyID: k.ID, From: k.Seq}
+		for i := range k.Versions {
+			v := &k.Versions[i]
+			if k.Kind != key.KEK {
+				break
+			}
+			if bytes.Equal(v.IKKID, kid[:]) {
+				row.Versions = append(row.Versions, store.Rewrap{ID: v.ID, Old: v.Blob, Blob: v.Blob, IKKID: kid[:]})
+				continue
+			}
+			blob, err := r.wrapUnder(&fam.Family, k, v, parent)
+			if err != nil {
+				return nil, err
+			}
+			under = false
+			row.Versions = append(row.Versions, store.Rewrap{ID: v.ID, Old: v.Blob, Blob: blob, IKKID: kid[:]})
+		}
+		if under {
+			continue
+		}
+		changed.Seq = max(k.Seq, r.seenSeq(k.ID)) + 1
+		if err := r.m.sign(&changed); err != nil {
+			return nil, err
+		}
+		row.Seq, row.IKKID, row.MAC = changed.Seq, changed.IKKID, changed.MAC
+		rows = append(rows, row)
+	}
+	return rows, nil
+}
+
+// once checks a family that was read with others, and reads it by itself if it does not fit.
+func (r reader) once(ctx context.Context, read store.Family) (family, error) {
+	first := true
+	return r.verified(ctx, func() (store.Family, error) {
+		if first {
+			first = false
+			return read, nil
+		}
+		return r.q.Scope(ctx, read.Root.Scope)
+	})
+}
+
+// endRekey drops the old installation key, which the database refuses while anything names it.
+func (m *Manager) endRekey(ctx context.Context) error {
+	now, err := m.rootsToChange(ctx)
+	if err != nil || !now.rekeyed() {
+		return err
+	}
+	kid := m.newestKID()
+	c := &store.RootsChange{IKKID: kid[:], Drop: now.IKKID}
+	for _, slot := range now.Slots {
+		switch {
+		case slot.State == key.Destroyed:
+		case bytes.Equal(slot.IKKID, now.IKKID):
+			c.States = append(c.States, store.SlotChange{ID: slot.ID, From: slot.State, To: key.Destroyed})
+		case slot.State == key.Active && bytes.Equal(slot.IKKID, kid[:]):
+			c.ActiveSlot = slot.ID
+		}
+	}
+	if err := m.writeSlots(ctx, now, c); err != nil {
+		return err
+	}
+	_ = m.adopt(ctx) // whoever was told that it is not over would begin another; the next call learns of it
+	return nil
+}
