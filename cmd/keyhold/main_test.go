@@ -61,7 +61,7 @@ func params(kind string, address func(t testing.TB, name string) string, files [
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Setup: func(env *testscript.Env) error {
-			for _, name := range []string{"KEYHOLD_DB", "KEYHOLD_ROOT", "KEYHOLD_PIN"} {
+			for _, name := range []string{"KEYHOLD_DB", "KEYHOLD_ROOT", "KEYHOLD_OLD_ROOT", "KEYHOLD_PIN"} {
 				env.Setenv(name, "")
 			}
 			env.Values[theTest{}] = env.T()
@@ -82,14 +82,16 @@ func params(kind string, address func(t testing.TB, name string) string, files [
 				}
 				ts.Setenv(args[0], address(ts.Value(theTest{}).(testing.TB), strings.ToLower(args[0])))
 			},
-			"oldkms":  oldDatabases(kind, address),
-			"parts":   parts,
-			"capture": capture,
-			"exits":   exits,
-			"sql":     runSQL,
-			"locked":  locked,
-			"cut":     cut,
-			"flip":    flip,
+			"oldkms":   oldDatabases(kind, address),
+			"parts":    parts,
+			"capture":  capture,
+			"exits":    exits,
+			"sql":      runSQL,
+			"locked":   locked,
+			"cut":      cut,
+			"flip":     flip,
+			"identity": identity,
+			"reveal":   reveal,
 		},
 	}
 }

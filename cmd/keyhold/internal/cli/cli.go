@@ -39,9 +39,14 @@ Keys that are due are rotated by the application's processes, with Manager.Run, 
 Where things are: --db, --root and --pin, or else the environment's KEYHOLD_DB, KEYHOLD_ROOT and KEYHOLD_PIN (pins
 separated by commas). A database is sqlite:PATH; or postgres://USER@HOST/DATABASE, or keywords and values such as
 "service=app", both as PostgreSQL's own programs read them: what an address does not say comes from the PG* variables, the
-service file and the password file, so that postgres:// alone will do, and no password has to be in it. A root is file:PATH
-or env:NAME, an environment variable that holds the root's line. Only init, migrate up and demo make a database file that is
-not there; databases of PostgreSQL they do not make.
+service file and the password file, so that postgres:// alone will do, and no password has to be in it. A root is file:PATH;
+env:NAME, an environment variable that holds the root's line; or the key of a KMS, an HSM or a Vault: transit:, awskms:, gcpckms:,
+azurekeyvault:, ocikms:, alicloudkms: or pkcs11:, as docs/roots.md has them, whose credentials come from where that vendor's own
+programs have them. Only init, migrate up and demo make a database file that is not there; databases of PostgreSQL they do not make.
+
+To move to another root, give it as --root, and the one before as --old-root or in KEYHOLD_OLD_ROOT (several separated by white
+space), or use root add and root activate. With a root that is not the active one, everything works but rotating keys and changing
+roots.
 
 What comes where: data on standard output, words on standard error. With --json a result is one value, or an array with one
 element on each line, and there are no words; an error is one line on standard error,
@@ -56,7 +61,7 @@ type app struct {
 	out, err io.Writer
 
 	db, root, prefix, schema string
-	pins                     []string
+	pins, oldRoots           []string
 	timeout                  time.Duration
 	json                     bool
 
@@ -95,7 +100,9 @@ func (a *app) command() *cobra.Command {
 	})
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.db, "db", "", "the database, sqlite:PATH or postgres://... (or KEYHOLD_DB)")
-	flags.StringVar(&a.root, "root", "", "the external root, file:PATH or env:NAME (or KEYHOLD_ROOT)")
+	flags.StringVar(&a.root, "root", "", "the external root: file:PATH, env:NAME, transit:..., awskms:... and others (or KEYHOLD_ROOT)")
+	flags.StringArrayVar(&a.oldRoots, "old-root", nil,
+		"a root that --root takes the place of; can be repeated (or KEYHOLD_OLD_ROOT, separated by white space)")
 	flags.StringArrayVar(&a.pins, "pin", nil, "a pin that the installation may have, as init printed it; can be repeated (or KEYHOLD_PIN)")
 	flags.StringVar(&a.prefix, "prefix", migrate.DefaultPrefix, "what the names of the tables begin with")
 	flags.StringVar(&a.schema, "schema", "", "on PostgreSQL, the schema of the tables (default where the search_path finds them)")

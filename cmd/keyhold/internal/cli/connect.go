@@ -7,19 +7,13 @@ import (
 	"strings"
 	"time"
 
-	wrapping "github.com/hashicorp/go-kms-wrapping/v2"
 	"github.com/spf13/cobra"
 
 	"keyhold.example/keyhold"
-	"keyhold.example/keyhold/key"
-	"keyhold.example/keyhold/localroot"
 	"keyhold.example/keyhold/migrate"
 )
 
-const (
-	dbHint   = "give --db sqlite:PATH or --db postgres://..., or set KEYHOLD_DB"
-	rootHint = "give --root file:PATH or --root env:NAME, or set KEYHOLD_ROOT; keyhold root keygen FILE makes a root"
-)
+const dbHint = "give --db sqlite:PATH or --db postgres://..., or set KEYHOLD_DB"
 
 // address is the database that the command is to work with.
 func (a *app) address() (address, error) { return parseAddress(setting(a.db, "KEYHOLD_DB")) }
@@ -110,48 +104,15 @@ func (a *app) checkTables(ctx context.Context, s database, given tableFlags) (mi
 	return "", usageError(message+", and none can be added", "leave out --scope-table and --scope-column, or make new tables with another --prefix")
 }
 
-// openRoot opens the external root. given is how the user wrote it.
-func (a *app) openRoot() (root wrapping.Wrapper, given string, err error) {
-	given = setting(a.root, "KEYHOLD_ROOT")
-	scheme, rest, _ := strings.Cut(given, ":")
-	var local *localroot.Root
-	switch {
-	case given == "":
-		return nil, "", usageError("no external root is given", rootHint)
-	case holdsRoot(given):
-		return nil, "", usageError("a root itself is given where its place belongs", rootHint)
-	case scheme == "file" && rest != "":
-		local, err = localroot.Open(rest)
-	case scheme == "env" && rest != "":
-		local, err = localroot.FromEnv(rest)
-	default:
-		return nil, "", usageError("roots other than file:PATH and env:NAME are not supported by this version of keyhold", rootHint)
-	}
-	if err != nil {
-		return nil, "", explainRoot(given, err)
-	}
-	return local, given, nil
-}
-
-// holdsRoot says whether somebody gave the line of a local root itself, which no message must repeat.
-func holdsRoot(given string) bool {
-	_, rest, found := strings.Cut(given, "khr1_")
-	return found && len(rest) >= 16
-}
-
-// namesRoot says whether somebody said where a root is, and not what it is: anything else may be a key or a token.
-func namesRoot(given string) bool {
-	scheme, rest, _ := strings.Cut(given, ":")
-	return (scheme == "file" || scheme == "env") && rest != "" && !holdsRoot(given)
-}
-
 // session is an open installation.
 type session struct {
 	*keyhold.Manager
 	store database
+	roots *rootSet
 }
 
-func (s *session) close(err error) error {
+func (s *session) close(ctx context.Context, err error) error {
+	defer s.roots.end(ctx)
 	return errors.Join(err, closeSoon(func() error { return errors.Join(s.Manager.Close(), s.store.Close()) }))
 }
 
@@ -192,65 +153,65 @@ func (a *app) with(ctx context.Context, config keyhold.Config, f func(s *session
 	if err != nil {
 		return err
 	}
-	return s.close(f(s))
+	return s.close(ctx, f(s))
 }
 
 func (a *app) open(ctx context.Context, config keyhold.Config) (*session, error) {
-	// The root first: with a wrong one the database need not be touched.
-	root, given, err := a.openRoot()
+	// The roots first: with a wrong one the database need not be touched.
+	roots, err := a.openRoots(ctx)
 	if err != nil {
 		return nil, err
 	}
 	s, err := a.openStore(ctx, tableFlags{}, false)
 	if err != nil {
+		roots.end(ctx)
 		return nil, err
 	}
-	config.Root = root
-	m, err := a.manager(ctx, s, config, given)
+	m, err := a.manager(ctx, s, config, roots)
 	if err != nil {
+		roots.end(ctx)
 		return nil, errors.Join(err, s.Close())
 	}
-	return &session{m, s}, nil
+	return &session{m, s, roots}, nil
 }
 
-// manager opens the installation in s.
-func (a *app) manager(ctx context.Context, s database, config keyhold.Config, given string) (*keyhold.Manager, error) {
-	// A command that makes one call, or few, gains nothing by what it could keep between them.
+// manager opens the installation in s with the roots.
+func (a *app) manager(ctx context.Context, s database, config keyhold.Config, roots *rootSet) (*keyhold.Manager, error) {
 	pins, err := a.allPins()
 	if err != nil {
 		return nil, err
 	}
+	// A command that makes one call, or few, gains nothing by what it could keep between them.
 	config.Pins, config.Timeout, config.Strict = pins, a.timeout, true
+	roots.configure(&config)
 	m, err := keyhold.New(ctx, s, config)
-	switch {
-	case errors.Is(err, keyhold.ErrRootUnavailable):
-		_, why, _ := strings.Cut(firstLine(err), " failed: ")
-		return nil, failed("root", "the root "+given+" failed: "+why,
-			"it may be the right one: try again; if it stays so, the installation's row for this root may be damaged")
-	case errors.Is(err, keyhold.ErrRoot):
-		return nil, wrongRoot(ctx, s, config.Root, given)
+	if err != nil {
+		return nil, roots.explain(ctx, s, err)
 	}
-	return m, err
+	if old := roots.opener(); old != nil {
+		a.say("the root %s is the active one now; the old root %s keeps its slot until that is removed: keyhold root list shows them",
+			roots.own.given, old.given)
+	}
+	if config.OnEvent == nil { // or else it is told as an event
+		a.warnOfRoot(m)
+	}
+	return m, nil
 }
 
-// wrongRoot says which root was given and which would be right, by their ids, which are not secret.
-func wrongRoot(ctx context.Context, s database, root wrapping.Wrapper, given string) error {
-	message := "the root " + given
-	if id, err := root.KeyId(ctx); err == nil && id != "" {
-		message += " (" + id + ")"
+// warnOfRoot says that the command's root is not the active one, if so it is.
+func (a *app) warnOfRoot(m *keyhold.Manager) {
+	if err := m.Health().Root; err != nil {
+		a.say("warning: %s: with it no keys are rotated and no roots changed", oldRootText(err))
 	}
-	message += " does not open this installation"
-	in, err := s.Installation(ctx)
-	if err != nil {
-		return failed("root", message, "")
+}
+
+// warnOfPin says that no pin is given, in the commands that are there to look after an installation or change its
+// roots.
+func (a *app) warnOfPin(m *keyhold.Manager) {
+	if pins, err := a.allPins(); err == nil && len(pins) == 0 {
+		a.say("warning: no pin is given, so whoever can write to the database can put another installation in its place; "+
+			"that of this one is %s, for --pin or KEYHOLD_PIN", m.Pin())
 	}
-	var names []string
-	for _, slot := range in.Slots {
-		if slot.State != key.Destroyed {
-			names = append(names, strings.TrimSpace(slot.WrapperType+" "+slot.WrapperKeyID))
-		}
-	}
-	return failed("root", message, "what opens it is "+strings.Join(names, " or "))
 }
 
 // shellQuote is a word as a shell reads it, in quotes only where it needs them.

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"io"
 
@@ -23,7 +24,8 @@ func (a *app) doctorCommand() *cobra.Command {
 		Long: `Reads the whole installation: asks the database whether its file, if it is one, and its references are sound, compares the
 tables with what the migrations make, down to constraints and triggers that somebody dropped, checks every rule that the
 rows have to keep, every manifest, and unwraps every version of every key. It prints what is wrong, one finding on each
-line, and changes nothing. The exit code is 3 if there is any.`,
+line, and changes nothing. The exit code is 3 if there is any. A rekey that is not over is one; that there is no recovery file, or
+none that was tried, and that no pin is given, it says on standard error.`,
 		Args: args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			findings, failure := a.examine(cmd)
@@ -64,5 +66,33 @@ func (a *app) examine(cmd *cobra.Command) ([]store.Finding, error) {
 		return nil, err
 	}
 	findings, err := s.Check(ctx)
-	return findings, s.close(err)
+	if err == nil {
+		var more []store.Finding
+		more, err = a.examineRoots(ctx, s)
+		findings = append(more, findings...)
+	}
+	return findings, s.close(ctx, err)
+}
+
+// examineRoots finds that a rekey is not over, and says what is to be done about roots and recovery files.
+func (a *app) examineRoots(ctx context.Context, s *session) (findings []store.Finding, err error) {
+	info, err := s.Installation(ctx)
+	if err != nil {
+		if _, broken := errors.AsType[*keyhold.IntegrityError](err); broken {
+			return nil, nil // that was found
+		}
+		return nil, err
+	}
+	if info.Rekeyed {
+		findings = append(findings, store.Finding{
+			Subject: "installation",
+			Problem: "it is being rekeyed: keyhold root rekey, with the flags that it was begun with, ends that",
+		})
+	}
+	escrows, err := s.Escrows(ctx)
+	if err != nil {
+		return nil, err
+	}
+	a.sayRoots(s.Manager, escrowState(escrows))
+	return findings, nil
 }

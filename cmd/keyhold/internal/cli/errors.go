@@ -47,7 +47,7 @@ func (a *app) report(ctx context.Context, err error) int {
 		return exitFound
 	}
 	p := a.explain(ctx, err)
-	p.Hint = a.pasted(p.Hint)
+	p.Message, p.Hint = withoutSecrets(p.Message), withoutSecrets(a.pasted(p.Hint))
 	if a.json {
 		a.printJSON(a.err, map[string]*problem{"error": p})
 		return p.exit
@@ -68,6 +68,7 @@ func (a *app) explain(ctx context.Context, err error) *problem {
 		option    *migrate.OptionError
 		schema    *keyhold.SchemaError
 		integrity *keyhold.IntegrityError
+		rootInUse *keyhold.InUseRootError
 		unseen    *keyhold.UnseenError
 		used      *keyhold.InUseError
 	)
@@ -116,6 +117,16 @@ func (a *app) explain(ctx context.Context, err error) *problem {
 		return fail("purpose", sentence(err, keyhold.ErrPurpose)+", which is for another use", "keyhold key list shows what each key is for")
 	case errors.Is(err, keyhold.ErrTooLarge):
 		return fail("too_large", sentence(err, keyhold.ErrTooLarge), "")
+	case errors.Is(err, keyhold.ErrOldRoot):
+		return fail("old_root", oldRootText(err), "give the active root as --root")
+	case errors.As(err, &rootInUse):
+		return fail("root_in_use", rootInUseText(rootInUse), rootInUseHint)
+	case errors.Is(err, keyhold.ErrRecovery):
+		return fail("recovery", recoveryText(err), "keyhold root list shows which recovery files were written")
+	case explainEscrow(err) != nil:
+		return explainEscrow(err)
+	case errors.Is(err, keyhold.ErrRoot) && !errors.Is(err, keyhold.ErrPin):
+		return fail("root", firstLine(err), "")
 	case errors.Is(err, keyhold.ErrRolledBack):
 		return fail("rolled_back", err.Error(), "keyhold doctor looks at everything")
 	case errors.As(err, &unseen):
@@ -186,6 +197,15 @@ func (a *app) unsureWhy(ctx context.Context, err error) string {
 	return "the database was lost at the commit"
 }
 
+// oldRootText says that a root is not the active one, and which is.
+func oldRootText(err error) string {
+	text := firstLine(err)
+	if i := strings.Index(text, keyhold.ErrOldRoot.Error()); i >= 0 {
+		text = text[i:]
+	}
+	return strings.TrimSuffix(text, ": configure that")
+}
+
 // where names the database as the user gave it.
 func (a *app) where() string {
 	if where, err := a.address(); err == nil {
@@ -193,6 +213,9 @@ func (a *app) where() string {
 	}
 	return "the database"
 }
+
+// shown is the database's address as it may be shown.
+func (a *app) shown() string { return strings.TrimPrefix(a.where(), "the database ") }
 
 // brokenText is what is wrong with a key in the words of the library, without its methods where there is a command.
 func brokenText(text string) string { return strings.ReplaceAll(text, " or Manager.RenameScope", "") }

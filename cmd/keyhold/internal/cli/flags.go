@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"keyhold.example/keyhold/cmd/keyhold/internal/roots"
 	"keyhold.example/keyhold/migrate"
 )
 
@@ -88,7 +89,7 @@ func (a *app) pasted(text string) string {
 	} else if a.db != "" {
 		note = " (with --db as it was given)"
 	}
-	if namesRoot(a.root) {
+	if roots.Printable(a.root) {
 		flags += " --root " + shellQuote(a.root)
 	}
 	if a.prefix != migrate.DefaultPrefix {
@@ -97,9 +98,18 @@ func (a *app) pasted(text string) string {
 	if a.schema != "" {
 		flags += " --schema " + shellQuote(a.schema)
 	}
+	var old strings.Builder
+	for _, address := range a.oldRoots {
+		if roots.Printable(address) {
+			old.WriteString(" --old-root " + shellQuote(address))
+		}
+	}
 	return a.commands.ReplaceAllStringFunc(text, func(command string) string {
 		if strings.HasSuffix(command, " --help") {
 			return command
+		}
+		if strings.HasSuffix(command, " root rekey") { // which needs them all
+			return command + flags + old.String()
 		}
 		return command + flags
 	}) + note

@@ -70,14 +70,15 @@ func (a *app) importKMS(ctx context.Context, f kmsFlags) (err error) {
 			return err
 		}
 	}
-	oldRoot, err := openOldRoot(f.root)
+	oldRoot, err := a.openOldRoot(ctx, f.root)
 	if err != nil {
 		return err
 	}
-	root, given, err := a.openRoot()
+	root, err := a.openRoot(ctx)
 	if err != nil {
 		return err
 	}
+	defer closeRoots(ctx, root)
 	old, err := a.openOld(ctx, f)
 	if err != nil {
 		return err
@@ -94,7 +95,7 @@ func (a *app) importKMS(ctx context.Context, f kmsFlags) (err error) {
 		return err
 	}
 	if f.inPlace {
-		return a.importInPlace(ctx, old, root, given, scopes, opened, f.dryRun)
+		return a.importInPlace(ctx, old, root, scopes, opened, f.dryRun)
 	}
 	if err := a.rehearse(ctx, root, opened); err != nil {
 		return err
@@ -108,8 +109,8 @@ func (a *app) importKMS(ctx context.Context, f kmsFlags) (err error) {
 }
 
 // openOldRoot opens the external root of the old system.
-func openOldRoot(given string) (kmsimport.Root, error) {
-	const hint = "--from-root is file:PATH, env:NAME, or aead:PATH#KEYID for a file with the aead wrapper's key in base64"
+func (a *app) openOldRoot(ctx context.Context, given string) (kmsimport.Root, error) {
+	const hint = "--from-root is an address as --root takes it, or aead:PATH#KEYID for a file with the aead wrapper's key in base64"
 	scheme, rest, _ := strings.Cut(given, ":")
 	switch scheme {
 	case "aead":
@@ -125,13 +126,10 @@ func openOldRoot(given string) (kmsimport.Root, error) {
 			return nil, failed("root", "cannot use the old root aead:"+rest[:at]+": "+pathReason(err), hint)
 		}
 		return w, nil
-	case "file", "env":
-		w, _, err := (&app{root: given}).openRoot()
-		return w, err
 	case "":
 		return nil, usageError("--from-root is not given", hint)
 	}
-	return nil, usageError("this version of keyhold does not know that kind of root", hint)
+	return a.openRootAt(ctx, given)
 }
 
 // openOldKeys reads the old tables and opens all keys in them. Those that were opened are returned with an error, too.

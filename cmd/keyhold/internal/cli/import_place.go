@@ -4,8 +4,6 @@ import (
 	"context"
 	"os"
 
-	wrapping "github.com/hashicorp/go-kms-wrapping/v2"
-
 	"keyhold.example/keyhold"
 	"keyhold.example/keyhold/cmd/keyhold/internal/kmsimport"
 )
@@ -46,7 +44,7 @@ func sameDatabase(one, other string) bool {
 
 // importInPlace puts keyhold's tables in the place of the old ones.
 func (a *app) importInPlace(
-	ctx context.Context, old *oldTables, root wrapping.Wrapper, given string, scopes []kmsimport.Scope, opened []kmsimport.Keys, dryRun bool,
+	ctx context.Context, old *oldTables, root *root, scopes []kmsimport.Scope, opened []kmsimport.Keys, dryRun bool,
 ) error {
 	now, err := old.tables.Now(ctx)
 	if err != nil {
@@ -83,7 +81,7 @@ func (a *app) importInPlace(
 		a.say("nothing was changed")
 		return nil
 	}
-	a.say("the tables %s are keyhold's now, with a new installation whose root is %s; keyhold doctor looks at everything", a.tables(), given)
+	a.say("the tables %s are keyhold's now, with a new installation whose root is %s; keyhold doctor looks at everything", a.tables(), root.given)
 	a.say("whoever loses the root loses every key in this database, so keep a copy in a safe place, apart from the database's backups")
 	a.say("its pin, which is not secret, is %s", stage.Pin())
 	if old.tables.Postgres {

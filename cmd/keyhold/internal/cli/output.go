@@ -16,7 +16,7 @@ import (
 func (a *app) say(format string, args ...any) {
 	if !a.json {
 		// If standard error cannot be written to, there is nowhere to say so.
-		_, _ = fmt.Fprintf(a.err, "keyhold: %s\n", a.pasted(fmt.Sprintf(format, args...)))
+		_, _ = fmt.Fprintf(a.err, "keyhold: %s\n", withoutSecrets(a.pasted(fmt.Sprintf(format, args...))))
 	}
 }
 

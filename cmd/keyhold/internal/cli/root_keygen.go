@@ -9,10 +9,6 @@ import (
 	"keyhold.example/keyhold/localroot"
 )
 
-func (a *app) rootCommand() *cobra.Command {
-	return group("root", "External roots", a.rootKeygenCommand())
-}
-
 func (a *app) rootKeygenCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "keygen FILE",

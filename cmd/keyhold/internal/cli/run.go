@@ -65,6 +65,7 @@ func (f *cleanupFlags) cleanup(given func(flag string) bool) (keyhold.Cleanup, e
 func (a *app) runCommand() *cobra.Command {
 	var once bool
 	var clean cleanupFlags
+	var removeRoots period
 	c := &cobra.Command{
 		Use:   "run [--once]",
 		Short: "Rotate what is due, rewrap and clean up, until it is told to end",
@@ -82,15 +83,21 @@ versions that cleaning up disabled and destroyed. The exit code is 1 if anything
 With --cleanup-after, and --cleanup-purpose or --cleanup-root-keys, it also gives up old versions: it disables those that no row
 has the id of, and destroys them when they have been disabled for 7d. Naming a purpose is a promise about the application, which
 nobody else can make: whatever was sealed in other places does not open again. If no key for messages has a purpose that is
-named, all the rest is done; that is said each time, and with --once the exit code is 2.`,
+named, all the rest is done; that is said each time, and with --once the exit code is 2.
+
+With --remove-roots-after, it also takes its slot from a root that has not been the active one for so long, as root remove does,
+as soon as no live process depends on it; it looks every hour. With a root that is not the active one, it rotates nothing.`,
 		Args: args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cleanup, err := clean.cleanup(cmd.Flags().Changed)
 			if err != nil {
 				return err
 			}
+			if cmd.Flags().Changed("remove-roots-after") && time.Duration(removeRoots) < time.Minute {
+				return usageError("--remove-roots-after is less than a minute", "give a time such as 30d, or leave it out to remove none")
+			}
 			var events sync.Mutex
-			config := keyhold.Config{Cleanup: cleanup, OnEvent: func(ctx context.Context, e keyhold.Event) {
+			config := keyhold.Config{Cleanup: cleanup, RemoveRootsAfter: time.Duration(removeRoots), OnEvent: func(ctx context.Context, e keyhold.Event) {
 				events.Lock()
 				defer events.Unlock()
 				if _, wrong := errors.AsType[*keyhold.InvalidError](e.Err); once && wrong && e.Kind == keyhold.SweepFailed {
@@ -105,6 +112,7 @@ named, all the rest is done; that is said each time, and with --once the exit co
 		},
 	}
 	c.Flags().BoolVar(&once, "once", false, "do once what there is to do, and end")
+	c.Flags().Var(&removeRoots, "remove-roots-after", "take its slot from a root that has not been the active one for so long, such as 30d (default never)")
 	clean.add(c)
 	return c
 }
@@ -126,6 +134,8 @@ func (a *app) run(ctx context.Context, config keyhold.Config) error {
 }
 
 func (a *app) sweep(ctx context.Context, s *session) error {
+	a.warnOfRoot(s.Manager)
+	a.warnOfPin(s.Manager)
 	did, err := s.Sweep(ctx)
 	printed := a.result(swept(did), func(w io.Writer) {
 		line(w, "rotated", did.Rotated)
@@ -160,6 +170,7 @@ type eventJSON struct {
 	Key       key.ID      `json:"key,omitempty"`
 	Version   key.Version `json:"version,omitempty"`
 	VersionID key.ID      `json:"version_id,omitempty"`
+	Root      key.ID      `json:"root,omitempty"` // of a root's slot
 	Count     int         `json:"count,omitempty"`
 	Error     string      `json:"error,omitempty"`
 }
@@ -176,10 +187,17 @@ func (a *app) tell(ctx context.Context, e *keyhold.Event) {
 	subject := ""
 	switch {
 	case e.Ref == (key.Ref{}):
+		j.Root, j.VersionID = e.ID, ""
 	case e.Kind == keyhold.Rewrapped, e.Kind == keyhold.RewrapFailed, e.Kind == keyhold.SweepFailed:
 		j.Kind, subject = kindScope, fmt.Sprintf(": scope %q", string(e.Ref.Scope))
 	default:
 		j.Kind, subject = kindOf(e.Ref), ": "+e.Ref.String()
+	}
+	if e.Kind == keyhold.RootRemoved {
+		subject = ": slot " + string(e.ID)
+	}
+	if e.Kind == keyhold.NoPin {
+		subject = ": whoever can write to the database can put another installation in its place; keyhold status shows the pin"
 	}
 	if e.Version != 0 {
 		subject += fmt.Sprintf(", version %d", e.Version)

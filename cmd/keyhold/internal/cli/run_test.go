@@ -52,6 +52,28 @@ func TestEachEventIsOneLine(t *testing.T) {
 			`kept: root key of scope "a b", version 1: key version krkv_1 is in use: rows that have its id: `,
 			`"event":"kept","scope":"a b","kind":"root","version":1,"version_id":"krkv_1","error":"key version krkv_1 is in use: rows that have its id: "`,
 		},
+		{
+			keyhold.Event{Kind: keyhold.RootRemoved, ID: "kr_1"},
+			`root removed: slot kr_1`,
+			`"event":"root_removed","root":"kr_1"`,
+		},
+		{
+			keyhold.Event{Kind: keyhold.Kept, ID: "kr_1", Err: &keyhold.InUseRootError{
+				Slot: "kr_1", Instances: []keyhold.InstanceInfo{{ID: "ki_1", Self: true}},
+			}},
+			`kept: root slot kr_1 is not removed: these processes have opened the installation by it: this command itself`,
+			`"event":"kept","root":"kr_1","error":"root slot kr_1 is not removed: these processes have opened the installation by it: this command itself"`,
+		},
+		{
+			keyhold.Event{Kind: keyhold.OldRoot, ID: "kr_1", Err: fmt.Errorf("%w: it is A, and the active one is B: configure that", keyhold.ErrOldRoot)},
+			`old root: the external root of this process is not the active one: it is A, and the active one is B`,
+			`"event":"old_root","root":"kr_1","error":"the external root of this process is not the active one: it is A, and the active one is B"`,
+		},
+		{
+			keyhold.Event{Kind: keyhold.NoPin},
+			`no pin: whoever can write to the database can put another installation in its place; keyhold status shows the pin`,
+			`"event":"no_pin"`,
+		},
 	} {
 		t.Setenv("KEYHOLD_DB", "")
 		var words, objects bytes.Buffer

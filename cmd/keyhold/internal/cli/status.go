@@ -27,7 +27,12 @@ type status struct {
 	Installation string         `json:"installation"`
 	Pin          string         `json:"pin"`
 	Created      *time.Time     `json:"created"`
-	Roots        []rootJSON     `json:"roots"`
+	PinGiven     bool           `json:"pin_given"`
+	Roots        []slotJSON     `json:"roots"`
+	OldRoot      bool           `json:"old_root"` // whether --root is not the active one
+	Rekeyed      bool           `json:"rekeyed"`  // whether the installation gets another installation key just now
+	Stuck        bool           `json:"stuck"`    // and has done so for more than an hour
+	Escrow       string         `json:"escrow"`   // none, written or verified
 	Scopes       int            `json:"scopes"`
 	DataKeys     int            `json:"data_keys"`
 	Versions     map[string]int `json:"versions"`  // by state
@@ -43,6 +48,8 @@ type status struct {
 	now   time.Time            // by the database's clock
 	used  map[key.ID]store.Due // by the key
 	waits store.BucketSet      // of keys, and their root keys, with a version that is pending or disabled
+
+	lastEscrow keyhold.EscrowInfo // that was written or tried of the installation key
 }
 
 type instanceJSON struct {
@@ -65,25 +72,19 @@ type listedJSON struct {
 	Unseen bool `json:"unseen"` // whether it may not have seen the last change of a key that waits for that
 }
 
-type rootJSON struct {
-	ID      key.ID     `json:"id"`
-	Type    string     `json:"type"`
-	KeyID   string     `json:"key_id"`
-	State   string     `json:"state"`
-	Active  bool       `json:"active"`
-	Created *time.Time `json:"created"`
-}
-
 type attention struct {
-	Scope   key.Scope   `json:"scope"`
-	Kind    string      `json:"kind"` // root or data; scope if it is about all its keys
+	Scope   key.Scope   `json:"scope,omitempty"`
+	Kind    string      `json:"kind"` // root or data; scope if it is about all its keys, installation if about none
 	Purpose key.Purpose `json:"purpose,omitempty"`
 	What    string      `json:"what"`
 }
 
 func (at *attention) String() string {
-	if at.Kind == kindScope {
+	switch at.Kind {
+	case kindScope:
 		return at.What // it names the key, and that its scope
+	case kindInstallation:
+		return "installation: " + at.What
 	}
 	return key.Ref{Scope: at.Scope, Purpose: at.Purpose}.String() + ": " + at.What
 }
@@ -98,7 +99,10 @@ func (a *app) statusCommand() *cobra.Command {
 have been given four fifths of the messages that their version may seal; overdue are those of them that have been so for more
 than an hour, so that nobody seems to run keyhold run, or it fails. Further, versions that a rewrap would bring under the newest
 root key (behind), and keys that are not as keyhold stored them (broken). The first %d are listed. The exit code is 3 if anything
-is overdue, behind or broken.
+is overdue, behind or broken, if the root that is given is not the active one, and if the installation has been rekeyed for more
+than an hour.
+
+It says which roots open the installation, whether a recovery file was written and tried, and whether no pin is given.
 
 It also lists the instances: the processes that seal, as they registered themselves, by host, program and process id. Each has
 its last sign, and until when it counts as live if it gives no other: others wait for it until then. While a version is pending
@@ -123,8 +127,8 @@ func (a *app) status(ctx context.Context, s *session) error {
 	if err := a.lookAround(ctx, s, &st); err != nil {
 		return err
 	}
-	for _, r := range info.Roots {
-		st.Roots = append(st.Roots, rootJSON{r.ID, r.Type, r.KeyID, r.State.String(), r.Active, timeOrNil(r.Created)})
+	if err := a.lookAtRoots(ctx, s, &info, &st); err != nil {
+		return err
 	}
 	err = eachScope(s.Scopes(ctx), func(scope keyhold.Scope) error {
 		keys, err := s.Keys(ctx, scope)
@@ -156,10 +160,11 @@ func (a *app) status(ctx context.Context, s *session) error {
 	if err := a.result(st, st.print); err != nil {
 		return err
 	}
+	a.sayRoots(s.Manager, st.Escrow)
 	if st.Overdue > 0 {
 		a.say("what is overdue is done by keyhold run, or by Manager.Run in the application: does it run, and what does it say?")
 	}
-	if st.Overdue+st.Behind+st.Broken > 0 {
+	if st.Overdue+st.Behind+st.Broken > 0 || st.OldRoot || st.Stuck {
 		return errFound
 	}
 	return nil
@@ -261,13 +266,7 @@ func (st *status) count(k *keyhold.KeyInfo) {
 func (st *status) print(w io.Writer) {
 	line(w, "installation", st.Installation)
 	line(w, "pin", st.Pin)
-	for _, r := range st.Roots {
-		active := ""
-		if r.Active {
-			active = "  (in use)"
-		}
-		line(w, "root", r.Type+" "+r.KeyID+"  "+r.State+active)
-	}
+	st.printRoots(w)
 	line(w, "scopes", st.Scopes)
 	line(w, "data keys", st.DataKeys)
 	for _, state := range []key.State{key.Pending, key.Active, key.Retired, key.Disabled, key.Destroyed} {
