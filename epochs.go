@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/store"
 )
 
@@ -81,6 +82,7 @@ func clock() func() instant {
 type epochs struct {
 	// read asks the database; if it signs, it tells the other instances which epochs this one has seen.
 	read      func(ctx context.Context, signs bool, seen [store.Buckets]uint64) (store.Epochs, error)
+	slot      func() key.ID // by which this process opened the installation
 	clock     func() instant
 	lives     [2]time.Duration // by use: for how long what is known will do without the database
 	limit     time.Duration    // of one question
@@ -142,6 +144,7 @@ type reading struct {
 type signature struct {
 	at     instant
 	number uint64 // of the question
+	slot   key.ID // by which it opened the installation
 	seen   [store.Buckets]uint64
 }
 

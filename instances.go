@@ -41,6 +41,7 @@ func (m *Manager) newEpochs() (*epochs, error) {
 	life, end := context.WithCancel(context.Background()) //nolint:forbidigo // it ends with Close
 	return &epochs{
 		life: life, end: end, limit: m.limited(askLimit),
+		slot:      func() key.ID { return m.slots.Load().own },
 		clock:     clock(),
 		telemetry: &m.telemetry,
 		lives:     [2]time.Duration{opens: m.openFor, seals: m.sealFor},

@@ -124,19 +124,19 @@ func (e *epochs) mustSign(sign, registered bool, seen [store.Buckets]uint64) boo
 		return false // signAgain does
 	}
 	now, s := e.clock(), e.signed.Load()
-	return !registered || now.since(s.at) >= min(signEvery, e.lives[seals]/3) || s.seen != seen
+	return !registered || now.since(s.at) >= min(signEvery, e.lives[seals]/3) || s.seen != seen || s.slot != e.slot()
 }
 
 // sign writes a sign, reads the epochs into r, and remembers what became of it.
 func (e *epochs) sign(ctx context.Context, limit time.Duration, r *reading, seen [store.Buckets]uint64) (late bool, err error) {
-	registers := !e.maySeal()
+	registers, slot := !e.maySeal(), e.slot()
 	epochs, late, err := e.within(ctx, limit, true, seen)
 	if err == nil {
 		r.Epochs = epochs
 		if registers {
 			r.registered = e.registered.Add(1)
 		}
-		e.signed.Store(&signature{at: r.asked, number: r.number, seen: seen})
+		e.signed.Store(&signature{at: r.asked, number: r.number, slot: slot, seen: seen})
 	}
 	e.mu.Lock()
 	e.unsigned.goesOn(e.clock(), err)

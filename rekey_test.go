@@ -334,8 +334,12 @@ func TestRekeyAndTheRoots(t *testing.T) {
 			must(t, err)
 			slotsAre(t, w.Manager, "active*/retired/active/retired/retired/retired")
 		}
+		over := config(fourth)
+		over.OldRoots = []wrapping.Wrapper{second}
+		_, err = keyhold.New(ctx, w.store, over)
+		fails(t, err, keyhold.ErrOldRoot)
 		for range 2 {
-			m := newManagerWith(t, w.store, fourth, func(c *keyhold.Config) { c.OldRoots = []wrapping.Wrapper{second} })
+			m := newManagerWith(t, w.store, fourth, func(c *keyhold.Config) { c.OldRoots = []wrapping.Wrapper{w.root} })
 			slotsAre(t, m, "retired/retired/retired/retired/retired/retired/active*/active")
 			sealed(t, m, ref, "x", keyhold.AAD{})
 		}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -22,7 +23,15 @@ type trialRoot struct {
 	wrapping.Wrapper
 	first func(ctx context.Context, call string) error
 	noID  bool
-	bytes [][]byte // that it was given to seal, and that it returned opened
+
+	mu    sync.Mutex // of bytes, while calls are under way
+	bytes [][]byte   // that it was given to seal, and that it returned opened
+}
+
+func (r *trialRoot) keep(b []byte) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.bytes = append(r.bytes, b)
 }
 
 func (r *trialRoot) Type(ctx context.Context) (wrapping.WrapperType, error) {
@@ -40,7 +49,7 @@ func (r *trialRoot) KeyId(ctx context.Context) (string, error) { //nolint:revive
 }
 
 func (r *trialRoot) Encrypt(ctx context.Context, pt []byte, o ...wrapping.Option) (*wrapping.BlobInfo, error) {
-	r.bytes = append(r.bytes, pt)
+	r.keep(pt)
 	if err := r.first(ctx, "Encrypt"); err != nil {
 		return nil, err
 	}
@@ -52,7 +61,7 @@ func (r *trialRoot) Decrypt(ctx context.Context, in *wrapping.BlobInfo, o ...wra
 		return nil, err
 	}
 	pt, err := r.Wrapper.Decrypt(ctx, in, o...)
-	r.bytes = append(r.bytes, pt)
+	r.keep(pt)
 	return pt, err
 }
 

@@ -137,18 +137,26 @@ func (m *Manager) unused(ctx context.Context, id key.ID) error {
 		return err
 	}
 	var live []InstanceInfo
+	now := m.slots.Load()
 	for i := range roll.Instances {
-		if in := &roll.Instances[i]; in.Slot == id && !in.Gone(roll.Now) {
+		if in := &roll.Instances[i]; now.depends(in.Slot, id) && !in.Gone(roll.Now) {
 			live = append(live, m.instanceInfo(in, roll.Now))
 		}
 	}
-	if m.slots.Load().own == id && !slices.ContainsFunc(live, func(in InstanceInfo) bool { return in.Self }) {
+	if now.own == id && !slices.ContainsFunc(live, func(in InstanceInfo) bool { return in.Self }) {
 		live = append(live, InstanceInfo{ID: string(m.self.ID), Name: m.self.Name, Slot: id, Self: true})
 	}
 	if len(live) > 0 {
 		return &InUseRootError{id, live}
 	}
 	return nil
+}
+
+// depends says whether an instance that opened the installation by the slot its needs the slot id: if it is that, or if
+// it has not followed a rekey yet and may be going to by that.
+func (s *slots) depends(its, id key.ID) bool {
+	from, to := slotOf(&s.Installation, its), slotOf(&s.Installation, id)
+	return its == id || from != nil && from.WrapperType == to.WrapperType && !bytes.Equal(from.IKKID, to.IKKID)
 }
 
 // changeable is a slot that may become the active one, or be removed.
@@ -316,8 +324,9 @@ func activateNew(c *store.RootsChange, now *slots, slot *store.Slot) {
 }
 
 // takeOver gives m's root a slot, which becomes the active one, where another root has opened the installation. Of any
-// number of processes with that root one does it. why is the error of its own attempt to open the installation.
-func (m *Manager) takeOver(ctx context.Context, why error) error {
+// number of processes with that root one does it. why is the error of its own attempt to open the
+// installation, and by the slot of the root that did.
+func (m *Manager) takeOver(ctx context.Context, why error, by key.ID) error {
 	tried := m.slots.Load().Seq
 	own, err := m.changeSlots(ctx, func(now *slots) (*store.RootsChange, key.ID, error) {
 		if now.Seq != tried { // somebody else may have been first
@@ -326,6 +335,9 @@ func (m *Manager) takeOver(ctx context.Context, why error) error {
 				return nil, own, err
 			}
 			why, tried = err, now.Seq
+		}
+		if err := mayTakeOver(&now.Installation, by); err != nil {
+			return nil, "", err
 		}
 		return m.newSlots(ctx, m.root, now, key.Active, why)
 	})

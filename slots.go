@@ -100,21 +100,26 @@ func (m *Manager) openInstallation(ctx context.Context, in store.Installation) e
 	}
 	iks, own, err := m.openKeys(ctx, m.root, in)
 	why := err // of the root itself
+	var by key.ID
 	for _, old := range m.oldRoots {
 		if err == nil {
 			break
 		}
 		var oldErr error
-		if iks, _, oldErr = m.openKeys(ctx, old, in); oldErr == nil {
-			err = nil
-		} else {
-			err = fmt.Errorf("%w; and of an old root: %w", err, oldErr)
+		if iks, by, oldErr = m.openKeys(ctx, old, in); oldErr == nil {
+			oldErr = mayTakeOver(&in, by)
 		}
-	}
-	if err == nil {
-		err = m.trust(&in, iks)
+		if oldErr == nil {
+			err = nil
+			break
+		}
+		closeAll(iks)
+		err = fmt.Errorf("%w; and of an old root: %w", err, oldErr)
 	}
 	if err != nil {
+		return err
+	}
+	if err := m.trust(&in, iks); err != nil {
 		closeAll(iks)
 		return err
 	}
@@ -123,11 +128,22 @@ func (m *Manager) openInstallation(ctx context.Context, in store.Installation) e
 	if why == nil {
 		return nil
 	}
-	if err := m.takeOver(ctx, why); err != nil {
+	if err := m.takeOver(ctx, why, by); err != nil {
 		m.ring.close()
 		return err
 	}
 	return nil
+}
+
+// mayTakeOver is nil if the root of the given slot is the active one, which alone another takes the place of: whoever
+// configures an older one may have a deployment that is over.
+func mayTakeOver(in *store.Installation, by key.ID) error {
+	slot, active := slotOf(in, by), slotOf(in, in.ActiveSlot)
+	if slot != nil && slot.State == key.Active {
+		return nil
+	}
+	return fmt.Errorf("%w: slot %s opens the installation, and the active root is %s, slot %s",
+		ErrOldRoot, by, rootName(active.WrapperType, active.WrapperKeyID), active.ID)
 }
 
 func wellFormed(in *store.Installation) error {
@@ -177,15 +193,19 @@ func (m *Manager) trust(in *store.Installation, iks []*seal.IK) error {
 		return fmt.Errorf("%w: its pin is %x", ErrPin, iks[0].Pin())
 	}
 	if len(iks) > 1 {
-		if err := follows(iks[0], iks[1], in); err != nil {
+		if err := m.follows(iks[0], iks[1], in); err != nil {
 			return err
 		}
 	}
 	return verifySlots(in, iks)
 }
 
-// follows checks that whoever made the second key had the first.
-func follows(first, second *seal.IK, in *store.Installation) error {
+// follows checks that whoever made the second key had the first; and that it is the one that is expected, if somebody
+// said which: a list of pins is more than that of the first.
+func (m *Manager) follows(first, second *seal.IK, in *store.Installation) error {
+	if pin := second.Pin(); len(m.pins) > 1 && !slices.Contains(m.pins, pin) {
+		return fmt.Errorf("%w: the pin of its new installation key is %x", ErrPin, pin)
+	}
 	i := slices.IndexFunc(in.Keys, func(k store.InstallationKey) bool {
 		kid := second.KID()
 		return bytes.Equal(k.KID, kid[:])
@@ -235,7 +255,13 @@ func (r reader) follow(ctx context.Context, fam *family) error {
 	changed := fam.Roots != 0 && fam.Roots != known.Seq && (!r.tx || fam.Roots > known.Seq)
 	switch {
 	case len(unknown) > 0:
-		return r.adopt(ctx, unknown)
+		if err := r.adopt(ctx, unknown); err != nil || !r.tx {
+			return err
+		}
+		last := r.m.slots.Load().Keys
+		if before := last[len(last)-1].Previous; !r.m.ring.has(before) && slices.ContainsFunc(unknown, func(kid []byte) bool { return bytes.Equal(kid, before) }) {
+			return fmt.Errorf("the transaction shows a state from before the last rekey, so roll it back and try again: %w", store.ErrUnavailable)
+		}
 	case changed:
 		err := r.look(ctx)
 		if _, tampered := errors.AsType[*IntegrityError](err); tampered {
@@ -282,8 +308,11 @@ func (r reader) adopt(ctx context.Context, wanted [][]byte) error {
 	return err
 }
 
-// errLooking is why it is not known which root is the active one.
-var errLooking = fmt.Errorf("somebody else asks just now: %w", store.ErrUnavailable)
+// Why it is not known which root is the active one, before somebody asks again and waits for it.
+var (
+	errLooking    = fmt.Errorf("somebody else asks just now: %w", store.ErrUnavailable)
+	errRootNeeded = fmt.Errorf("the root has to be asked: %w", store.ErrUnavailable)
+)
 
 // look is adopt for who needs no new installation key, and so does without the root, and does not wait for who waits
 // for that.
@@ -306,8 +335,8 @@ func (r reader) look(ctx context.Context) error {
 		}
 		iks := m.ring.clones()
 		defer closeAll(iks)
-		if keyOf(iks, in.IKKID) == nil {
-			return fmt.Errorf("the installation was rekeyed: %w", store.ErrUnavailable)
+		if own := slotOf(&in, before.own); own == nil || own.State == key.Destroyed || keyOf(iks, in.IKKID) == nil {
+			return errRootNeeded
 		}
 		if err := verifySlots(&in, iks); err != nil {
 			return err
@@ -353,6 +382,14 @@ func (m *Manager) learn(ctx context.Context, in store.Installation) error {
 		m.ring.set(have)
 		next.own = own
 	}
+	if own := slotOf(&in, next.own); m.root != nil && in.Seq != m.slots.Load().Seq && (own == nil || own.State == key.Destroyed) {
+		// It may have another one by now.
+		ik, id, err := m.openAnySlot(ctx, m.root, in, in.Keys[len(in.Keys)-1].KID)
+		if err == nil {
+			ik.Close()
+			next.own = id
+		}
+	}
 	m.slots.Store(next)
 	return nil
 }
@@ -376,7 +413,7 @@ func (m *Manager) newKeys(ctx context.Context, in *store.Installation, iks []*se
 			before := keyOf(have, k.Previous)
 			switch pin := ik.Pin(); {
 			case before != nil:
-				err = follows(before, ik, in)
+				err = m.follows(before, ik, in)
 			case !slices.Contains(m.pins, pin):
 				err = &IntegrityError{Subject: "the installation", Reason: fmt.Sprintf(
 					"its installation key was replaced more than once since this process knew it; if the pin is to be %x, start it again", pin)}
