@@ -81,6 +81,11 @@ type Config struct {
 	// hexadecimal digits. With a pin, whoever can write to the database cannot put an installation of their own in
 	// its place; an empty database is then [ErrPin], also with Initialize. The default accepts any installation that
 	// Root opens.
+	//
+	// A rekey changes the pin. While it lasts, one pin, that of before, lets in a new installation key that was
+	// announced with the one that has it; of more than one, the new key's has to be among them. When it is over,
+	// processes that start need the new one. A pin that is not needed any more is to be taken out: whoever has had that
+	// installation key could put it back.
 	Pins []string
 
 	// Strict makes every call read its key anew, so that none works with what the database no longer holds. The

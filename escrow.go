@@ -14,7 +14,7 @@ import (
 )
 
 // EscrowFunc keeps the recovery line of an installation key somewhere: 89 characters from which everything can be
-// opened, with the database and without any root. It has to seal it, as "keyhold init --recipient" does, to somebody
+// opened, with the database and without any root. It has to seal it, as "keyhold root escrow" does, to somebody
 // who is not among those who run the application. recovery is cleared when it returns, and must not be kept. detail
 // says, for people, what was written and to whom it was sealed; it is stored, and must not be secret. If it is empty,
 // nothing was written.

@@ -190,7 +190,11 @@ func (m *Manager) trust(in *store.Installation, iks []*seal.IK) error {
 		if len(iks) > 1 {
 			return fmt.Errorf("%w: it is being rekeyed from pin %x to %x; configure both until that is over", ErrPin, iks[0].Pin(), iks[1].Pin())
 		}
-		return fmt.Errorf("%w: its pin is %x", ErrPin, iks[0].Pin())
+		rekeyed := ""
+		if len(in.Keys[0].Previous) > 0 { // so says the database, which is no proof
+			rekeyed = ", and it has been rekeyed: if that was you, configure this pin"
+		}
+		return fmt.Errorf("%w: its pin is %x%s", ErrPin, iks[0].Pin(), rekeyed)
 	}
 	if len(iks) > 1 {
 		if err := m.follows(iks[0], iks[1], in); err != nil {
