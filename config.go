@@ -51,7 +51,8 @@ type Config struct {
 
 	// OldRoots are roots that Root takes the place of. Where Root has no slot, the one of them that is the active one
 	// gives it one, which becomes the active one: once, whichever of any number of processes is first. Where none of
-	// them is, New returns [ErrOldRoot]: this may be a deployment that is over. [Recover] is for when it is not. It
+	// them is, New returns [ErrOldRoot]: this may be a deployment that is over. [Recover] is for when it is not. A root
+	// whose slot was removed gets no other one like that, but by [Manager.AddRoot]. It
 	// takes one call to that root, and two to Root. The slots of old roots stay until they are removed; with Root in
 	// its slot no old root is called, so that OldRoots may be configured for as long as is convenient.
 	OldRoots []wrapping.Wrapper

@@ -83,8 +83,7 @@ func (m *Manager) Escrow(ctx context.Context, write EscrowFunc) error {
 }
 
 // escrowOnce keeps the newest installation key's recovery line, unless somebody has.
-func (m *Manager) escrowOnce(ctx context.Context, write EscrowFunc) error {
-	kid := m.newestKID()
+func (m *Manager) escrowOnce(ctx context.Context, kid key.KID, write EscrowFunc) error {
 	written := false
 	err := m.step(ctx, func(ctx context.Context) error {
 		rows, err := m.store.Escrows(ctx)
@@ -137,7 +136,7 @@ func VerifyRecovery(ctx context.Context, s store.Store, cfg Config, line []byte,
 		}
 		scopes++
 	}
-	return scopes, m.recordEscrow(ctx, m.newestKID(), escrowVerified, detail)
+	return scopes, m.recordEscrow(ctx, m.ring.parent().KID(), escrowVerified, detail)
 }
 
 // Recover makes cfg.Root the active root of the installation in s, and gives it a slot if it has none, where no process

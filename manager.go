@@ -40,7 +40,7 @@ type Manager struct {
 	ownChange chan struct{} // m has changed one
 
 	adopting   chan struct{} // held by whoever learns of a change of the slots
-	unfollowed *unfollowed   // while adopting is held
+	unfollowed atomic.Pointer[unfollowed]
 
 	made bool // by New
 

@@ -30,38 +30,41 @@ type Rekeyed struct {
 }
 
 // Rekey makes a new installation key, wraps all root keys under it, and makes all manifests anew, for when a root or a
-// recovery file is no longer trusted: what was once opened with those opens nothing any more that is stored. First
-// remove the slots of roots that are not to have the new key, as all others get it: m's own root, which has to be the
-// active one, and [Config.OldRoots], among which each other slot's root has to be.
+// recovery file is no longer trusted: the installation key that was had with those opens nothing any more that is
+// stored. The root keys and data keys that were had stay as they are: [Manager.Rotate] and [Manager.Rewrap] end that.
+// First remove the slots of roots that are not to have the new key, as all others get it: m's own root, which has to be
+// the active one, and [Config.OldRoots], among which each other slot's root has to be.
 //
 // escrow is called with the recovery line of the new key before anything is changed, and has to write it; [NoEscrow]
 // does not. If it fails, nothing is changed. A rekey that was begun before, by anybody, is gone on with; then it is
 // called only if nothing was written yet. Once it is over, another call makes
 // another rekey: after an error, [Manager.Installation] says whether it still lasts.
 //
-// Other processes follow while they work, each with one call to its root. One that is stopped for all of it follows
-// afterwards. The pin is another one afterwards: while it lasts, processes that start need both in [Config.Pins].
-// Backups from before go on opening with the roots and the recovery files of then, and with nothing else.
+// Other processes follow while they work, each with one call to its root, in whatever call meets the new key first,
+// also one inside a transaction of the application's. One that is stopped for all of it follows afterwards. The pin is
+// another one then: see [Config.Pins]. Backups from before go on opening with the roots and the recovery files of then,
+// and with nothing else.
 //
-// It calls each root twice, takes about three round trips for each fifty scopes, and [Config.Timeout] limits each
-// step. It may be stopped anywhere: the next call goes on. Scopes that are not as keyhold stored them are left out; the
-// error joins what is wrong with each, and the rekey is not over before they are repaired or gone. Other errors:
-// [ErrNoEscrow]; [ErrState] if a slot's root is not configured; those of [Manager.AddRoot].
+// It calls each root to seal, and to open a few times, takes about three round trips for each fifty scopes, and
+// [Config.Timeout] limits each step. It may be stopped anywhere: the next call goes on. Scopes that are not as keyhold
+// stored them are left out; the error joins what is wrong with each, and the rekey is not over before they are repaired
+// or gone. Other errors: [ErrNoEscrow]; [ErrState] if a slot's root is not configured; those of [Manager.AddRoot].
 func (m *Manager) Rekey(ctx context.Context, escrow EscrowFunc) (Rekeyed, error) {
 	if escrow == nil {
 		return Rekeyed{}, ErrNoEscrow
 	}
-	if err := m.beginRekey(ctx, escrow); err != nil {
+	kid, err := m.beginRekey(ctx, escrow)
+	if err != nil {
 		return Rekeyed{}, fmt.Errorf("begin to rekey: %w", err)
 	}
 	total := 0
 	for {
-		n, err := m.moveAll(ctx)
+		n, err := m.moveAll(ctx, kid)
 		total += n
 		if err != nil {
 			return Rekeyed{Pin: m.Pin(), Keys: total}, fmt.Errorf("rekey: %w", err)
 		}
-		err = m.step(ctx, m.endRekey)
+		err = m.step(ctx, func(ctx context.Context) error { return m.endRekey(ctx, kid) })
 		// Who had not heard of it may have written something under the old key meanwhile.
 		if err == nil || !errors.Is(err, store.ErrConflict) && !errors.Is(err, store.ErrUnknownOutcome) || ctx.Err() != nil {
 			if err != nil {
@@ -72,12 +75,22 @@ func (m *Manager) Rekey(ctx context.Context, escrow EscrowFunc) (Rekeyed, error)
 	}
 }
 
-// beginRekey makes the new installation key, unless there is one.
-func (m *Manager) beginRekey(ctx context.Context, escrow EscrowFunc) error {
+// beginRekey makes the new installation key, unless there is one, and says which it is.
+func (m *Manager) beginRekey(ctx context.Context, escrow EscrowFunc) (key.KID, error) {
+	for {
+		kid, err := m.newInstallationKey(ctx, escrow)
+		// Somebody else was first, and nothing is to be destroyed.
+		if !errors.Is(err, store.ErrConflict) || errors.Is(err, ErrState) || ctx.Err() != nil {
+			return kid, err
+		}
+	}
+}
+
+func (m *Manager) newInstallationKey(ctx context.Context, escrow EscrowFunc) (kid key.KID, err error) {
 	var next *seal.IK
 	var c *store.RootsChange
 	var now *slots
-	err := m.step(ctx, func(ctx context.Context) (err error) {
+	err = m.step(ctx, func(ctx context.Context) (err error) {
 		if now, err = m.rootsToChange(ctx); err != nil || now.rekeyed() {
 			return err
 		}
@@ -85,40 +98,42 @@ func (m *Manager) beginRekey(ctx context.Context, escrow EscrowFunc) error {
 		return err
 	})
 	if err != nil {
-		return err
+		return kid, err
 	}
 	if now.rekeyed() {
-		return m.escrowOnce(ctx, escrow)
+		kid = key.KID(now.Keys[1].KID)
+		return kid, m.escrowOnce(ctx, kid, escrow)
 	}
 	defer next.Close()
+	kid = next.KID()
 	line := next.Recovery()
 	detail, err := escrow(line.Reveal())
 	line.Clear()
 	if err != nil {
-		return fmt.Errorf("write a recovery file: %w", err)
+		return kid, fmt.Errorf("write a recovery file: %w", err)
 	}
-	return m.step(ctx, func(ctx context.Context) error {
-		kid := next.KID()
-		err := m.writeSlots(ctx, now, c)
-		if err != nil && !errors.Is(err, store.ErrUnknownOutcome) {
-			return useless(err, detail)
+	written := store.ErrConflict // unless it is tried: then nothing was written
+	err = m.step(ctx, func(ctx context.Context) error {
+		written = m.writeSlots(ctx, now, c)
+		if written != nil && !errors.Is(written, store.ErrUnknownOutcome) {
+			return written
 		}
-		if adopted := m.adopt(ctx); adopted != nil {
-			return errors.Join(err, adopted)
+		if err := m.adopt(ctx); err != nil {
+			return errors.Join(written, err)
 		}
 		if !m.ring.has(kid[:]) {
-			return useless(err, detail)
+			return errors.Join(written, store.ErrUnknownOutcome)
 		}
+		written = nil
 		return m.recordEscrow(ctx, kid, escrowWritten, detail)
 	})
-}
-
-// useless says of a recovery file that its key was not stored.
-func useless(err error, detail string) error {
-	if detail == "" {
-		return err
+	switch {
+	case err == nil, detail == "", written == nil:
+		return kid, err
+	case errors.Is(written, store.ErrUnknownOutcome):
+		return kid, fmt.Errorf("whether the new installation key was stored is unknown, so keep the recovery line and call again: %w", err)
 	}
-	return fmt.Errorf("the recovery line that was written opens nothing, so destroy it: %w", err)
+	return kid, fmt.Errorf("the recovery line that was written opens nothing, so destroy it; then call again: %w: %w", ErrState, err)
 }
 
 // rootsToChange is the slots as they are now, if m may change them.
@@ -188,8 +203,7 @@ func (m *Manager) rootOf(ctx context.Context, now *slots, slot *store.Slot) (wra
 }
 
 // moveAll moves all scopes that are not under the newest installation key, and says how many keys it moved.
-func (m *Manager) moveAll(ctx context.Context) (total int, err error) {
-	kid := m.newestKID()
+func (m *Manager) moveAll(ctx context.Context, kid key.KID) (total int, err error) {
 	var broken []error
 	for after := key.ID(""); ; {
 		var scopes []key.Scope
@@ -201,7 +215,7 @@ func (m *Manager) moveAll(ctx context.Context) (total int, err error) {
 			return total, err
 		}
 		for batch := range slices.Chunk(scopes, rekeyBatch) {
-			n, err := m.moveBatch(ctx, batch, &broken)
+			n, err := m.moveBatch(ctx, kid, batch, &broken)
 			total += n
 			if err != nil {
 				return total, err
@@ -213,10 +227,16 @@ func (m *Manager) moveAll(ctx context.Context) (total int, err error) {
 	}
 }
 
-func (m *Manager) newestKID() [16]byte { return m.ring.parent().KID() }
+// rekeysTo is nil as long as the installation key with the given kid is the newest. Another one is not of this rekey.
+func (m *Manager) rekeysTo(kid key.KID) error {
+	if m.ring.parent().KID() != kid {
+		return &IntegrityError{Subject: "the installation", Reason: "its new installation key is another one than that of this rekey"}
+	}
+	return nil
+}
 
 // moveBatch moves some scopes. What somebody changes at the same time is left for the next look.
-func (m *Manager) moveBatch(ctx context.Context, scopes []key.Scope, broken *[]error) (n int, err error) {
+func (m *Manager) moveBatch(ctx context.Context, kid key.KID, scopes []key.Scope, broken *[]error) (n int, err error) {
 	err = m.step(ctx, func(ctx context.Context) error {
 		families, err := m.store.Families(ctx, scopes)
 		if err != nil {
@@ -235,8 +255,8 @@ func (m *Manager) moveBatch(ctx context.Context, scopes []key.Scope, broken *[]e
 				*broken = append(*broken, err)
 			}
 		}
-		if len(rows) == 0 {
-			return nil
+		if err := m.rekeysTo(kid); err != nil || len(rows) == 0 {
+			return err
 		}
 		n, err = m.store.Rekey(ctx, m.ring.inst, rows, nil)
 		if errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrUnknownOutcome) {
@@ -304,12 +324,14 @@ func (r reader) once(ctx context.Context, read store.Family) (family, error) {
 }
 
 // endRekey drops the old installation key, which the database refuses while anything names it.
-func (m *Manager) endRekey(ctx context.Context) error {
+func (m *Manager) endRekey(ctx context.Context, kid key.KID) error {
 	now, err := m.rootsToChange(ctx)
+	if err == nil {
+		err = m.rekeysTo(kid)
+	}
 	if err != nil || !now.rekeyed() {
 		return err
 	}
-	kid := m.newestKID()
 	c := &store.RootsChange{IKKID: kid[:], Drop: now.IKKID}
 	for _, slot := range now.Slots {
 		switch {

@@ -112,7 +112,8 @@ func (m *Manager) openAnySlot(
 	case own > 0:
 		err = ErrRoot
 	case removed != "":
-		err = fmt.Errorf("%w: its slot %s was removed: %s; the active root is %s", ErrRoot, removed, rootName(wrapperType, keyID), active)
+		err = &wordedError{fmt.Sprintf("%v: its slot %s was removed: %s; the active root is %s", ErrRoot, removed, rootName(wrapperType, keyID), active),
+			[]error{ErrRoot, errRemoved}}
 	case keyID == "" && len(candidates) > 0:
 		err = &wordedError{
 			fmt.Sprintf("%v: %s failed, or it is another one than the active root, %s", ErrRoot, wrapperType, active), []error{ErrRoot, errUnsure},
@@ -120,12 +121,18 @@ func (m *Manager) openAnySlot(
 	default:
 		err = fmt.Errorf("%w: by its type and its key's id it is another one: %s, and the active root is %s",
 			ErrRoot, rootName(wrapperType, keyID), active)
+		if slices.ContainsFunc(errs, isCallError) { // the id may have changed since it sealed
+			err = &wordedError{err.Error(), []error{ErrRoot, errUnsure}}
+		}
 	}
 	for _, why := range errs {
 		err = fmt.Errorf("%w; %w", err, why)
 	}
 	return nil, "", err
 }
+
+// errRemoved says of a root that somebody has taken its slot away.
+var errRemoved = errors.New("the root's slot was removed")
 
 // errUnsure says of a root that it may be one that has a slot.
 var errUnsure = errors.New("the root may have failed")

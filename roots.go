@@ -33,10 +33,11 @@ func (e *InUseRootError) Error() string {
 // [Manager.ActivateRoot]. A root that has a slot keeps it, and that is returned: so it may be repeated, and any number
 // of callers may do it at once.
 //
-// It calls root to seal, and to open again what it sealed; before that, once for each slot of a root of the same type,
-// as nothing else says for sure whether one of them is its own. It calls m's own root not at all, and takes three round
-// trips, however many keys there are. Errors: [ErrRoot] and [ErrRootUnavailable] about root; [ErrOldRoot] if m's own is
-// not the active one; [ErrRolledBack]; [*IntegrityError]; [ErrUnavailable].
+// It calls root to seal, and to open again what it sealed; before and after that, once for each slot of a root of the
+// same type, as nothing else says for sure whether one of them is its own. It calls m's own root not at all, and takes
+// four round trips, however many keys there are. Errors: [ErrRoot] and [ErrRootUnavailable] about root; [ErrOldRoot] if
+// m's own is not the active one; [ErrRolledBack]; [*IntegrityError]; [ErrUnavailable]; [ErrUnknownOutcome], after which
+// it may be repeated.
 func (m *Manager) AddRoot(ctx context.Context, root wrapping.Wrapper) (RootInfo, error) {
 	ctx, end, err := m.begin(ctx)
 	if err != nil {
@@ -66,7 +67,7 @@ func (m *Manager) AddRoot(ctx context.Context, root wrapping.Wrapper) (RootInfo,
 // ActivateRoot makes the slot with the given id the active one, and the one that was it an old one. Processes with the
 // root of that go on, but rotate no more keys and change no roots. Activating the active one does nothing.
 //
-// It calls no root, and takes three round trips however many keys there are. Errors: [ErrNotFound]; [ErrState] for a
+// It calls no root, and takes four round trips however many keys there are. Errors: [ErrNotFound]; [ErrState] for a
 // removed slot, and while the installation is rekeyed; the others are those of [Manager.AddRoot].
 func (m *Manager) ActivateRoot(ctx context.Context, id key.ID) error {
 	ctx, end, err := m.begin(ctx)
@@ -102,7 +103,7 @@ func (m *Manager) ActivateRoot(ctx context.Context, id key.ID) error {
 //
 // Errors: [ErrState] for the active slot, without which nobody could change anything, and while the installation is
 // rekeyed; an [*InUseRootError] names the live instances that opened the installation by it, of those that have
-// registered: see [Manager.Instances]. The others are those of [Manager.ActivateRoot]. It takes four round trips.
+// registered: see [Manager.Instances]. The others are those of [Manager.ActivateRoot]. It takes five round trips.
 func (m *Manager) RemoveRoot(ctx context.Context, id key.ID) error {
 	ctx, end, err := m.begin(ctx)
 	if err != nil {
@@ -238,7 +239,10 @@ func (m *Manager) changeSlots(ctx context.Context, change rootsChanger) (id key.
 			return id, nil
 		}
 		if err := m.writeSlots(ctx, now, c); err == nil {
-			return id, m.adopt(ctx)
+			if err := m.adopt(ctx); err != nil {
+				return "", &wordedError{fmt.Sprintf("%v: it was written, and could not be read again: %v", store.ErrUnknownOutcome, err), []error{store.ErrUnknownOutcome}}
+			}
+			return id, nil
 		} else if err := again(ctx, &r, err); err != nil {
 			return "", err
 		}
@@ -367,7 +371,7 @@ func (s *sweep) removeOldRoots(ctx context.Context) error {
 	var failed []error
 	for _, slot := range now.Slots {
 		// One that was never the active one was added for later.
-		if slot.State != key.Retired || slot.Activated == 0 || at-slot.Retired < int64(after/time.Second) {
+		if slot.State != key.Retired || !now.wasActive(&slot) || at-slot.Retired < int64(after/time.Second) {
 			continue
 		}
 		err := s.m.RemoveRoot(ctx, slot.ID)
@@ -382,6 +386,13 @@ func (s *sweep) removeOldRoots(ctx context.Context) error {
 		}
 	}
 	return errors.Join(failed...)
+}
+
+// wasActive says whether the slot's root has been the active one, by this slot or by one of before a rekey.
+func (s *slots) wasActive(slot *store.Slot) bool {
+	return slices.ContainsFunc(s.Slots, func(its store.Slot) bool {
+		return its.Activated != 0 && its.WrapperType == slot.WrapperType && its.WrapperKeyID == slot.WrapperKeyID
+	})
 }
 
 // warnOfRoot tells when m's root has become one that is not the active one.

@@ -127,7 +127,7 @@ var changes = map[string]rootsFault{
 	},
 }
 
-// D4: each change of roots, with each of its database calls failing in turn, before and after it did its work: at every
+// Each change of roots, with each of its database calls failing in turn, before and after it did its work: at every
 // moment every scope opens with a root that is configured somewhere, processes that run make no error, and doing it
 // again ends it, with no slot too many.
 func TestRootsEveryFault(t *testing.T) {

@@ -258,7 +258,7 @@ func TestFollowAProcessThatSlept(t *testing.T) {
 			_, err = w.Keys(t.Context(), inner.Scope)
 		}
 		wantsIntegrity(t, err)
-		if err == nil || !strings.Contains(err.Error(), second.Pin+", start it again") {
+		if err == nil || !strings.Contains(err.Error(), second.Pin+", start this process again") {
 			t.Errorf("%v; want it to say the pin %s, and to start again", err, second.Pin)
 		}
 		pinned.pins = append(pinned.pins, pinOf(t, second.Pin))
@@ -279,7 +279,8 @@ func TestFollowATransactionThatShowsTheStateBefore(t *testing.T) {
 		w.pins = append(w.pins, pinOf(t, w.Pin()), pinOf(t, rekeyed(t, w.other).Pin))
 		_, err := w.Keys(t.Context(), inner.Scope)
 		check(t, err)
-		_, _ = w.OpenTx(t.Context(), before.InTx(tx), inner, sealing(t, w.other, inner, "x"), AAD{})
+		_, err = w.OpenTx(t.Context(), before.InTx(tx), inner, sealing(t, w.other, inner, "x"), AAD{})
+		wants(t, err, ErrUnavailable) // and not an IntegrityError: it is to be begun again
 		if w.slots.Load().older || len(ringOf(w.Manager)) != 1 {
 			t.Error("the process took the transaction's state for the database's")
 		}

@@ -168,7 +168,7 @@ func pinOf(t *testing.T, text string) [32]byte {
 	return [32]byte(b)
 }
 
-// D6: a process that runs with the old root tells once that it has become so, and its Run rotates nothing, cleans up
+// A process that runs with the old root tells once that it has become so, and its Run rotates nothing, cleans up
 // nothing, and takes no turn from those that may.
 func TestRootsRunWithAnOldRoot(t *testing.T) {
 	s, first, second := memstore.New(), newStub(t), newStub(t)
@@ -220,7 +220,7 @@ func TestRootsRunWithAnOldRoot(t *testing.T) {
 	})
 }
 
-// D3: an old root's slot goes a time after it was replaced: not before, not while an instance uses it, which is looked
+// An old root's slot goes a time after it was replaced: not before, not while an instance uses it, which is looked
 // at again and again, and never one that was added for later.
 func TestRootsAreRemovedAfterATime(t *testing.T) {
 	s, first, second, later := memstore.New(), newStub(t), newStub(t), newStub(t)
@@ -294,7 +294,7 @@ func TestRootsAnEventMayCallTheManager(t *testing.T) {
 	})
 }
 
-// D13: a deployment that is over, and one whose root fails once, change nothing: the first has the slot of an old root,
+// A deployment that is over, and one whose root fails once, change nothing: the first has the slot of an old root,
 // or has an old root take it in, the other has one and does not get a second.
 func TestRootsTakeNoSecondSlot(t *testing.T) {
 	for _, noID := range []bool{false, true} {

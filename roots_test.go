@@ -51,7 +51,7 @@ func added(t testing.TB, m *keyhold.Manager, root wrapping.Wrapper) key.ID {
 	return slot.ID
 }
 
-// D20: a change of roots took a transaction over every key. Here it is one slot, whatever there is; the process's own
+// A change of roots took a transaction over every key. Here it is one slot, whatever there is; the process's own
 // root is not called, the new one to seal once and to prove itself. Whatever is done twice is done once.
 func TestRootsAreChangedInTwoCalls(t *testing.T) {
 	each(t, func(t *testing.T, w world) {
@@ -115,7 +115,7 @@ func TestRootsAreChangedInTwoCalls(t *testing.T) {
 	})
 }
 
-// D5: two instances made two of what there is one of. Of sixteen that add a root at once one does, and of sixteen that
+// Two instances made two of what there is one of. Of sixteen that add a root at once one does, and of sixteen that
 // start with a new root and an old one: one slot, one switch.
 func TestRootsSixteenAtOnce(t *testing.T) {
 	each(t, func(t *testing.T, w world) {
@@ -174,7 +174,7 @@ func TestRootsSixteenAtOnce(t *testing.T) {
 	})
 }
 
-// D3, D6: an instance that was started with the old root, before the change or after it, took it for the current one,
+// An instance that was started with the old root, before the change or after it, took it for the current one,
 // and worked against the others. Here it reads and seals, and refuses whatever is a decision, also where it has not
 // heard of the change yet; also one that has the newer root among its old ones. When its root is active
 // again, so is it.
@@ -289,7 +289,7 @@ func TestRootsWithEqualNames(t *testing.T) {
 	}
 }
 
-// D14: what goes wrong with a new root leaves everything as it was, and ends in time.
+// What goes wrong with a new root leaves everything as it was, and ends in time.
 func TestARootThatIsNoGoodIsNotAdded(t *testing.T) {
 	for name, c := range map[string]struct {
 		root  func(right wrapping.Wrapper) wrapping.Wrapper

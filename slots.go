@@ -102,7 +102,7 @@ func (m *Manager) openInstallation(ctx context.Context, in store.Installation) e
 	why := err // of the root itself
 	var by key.ID
 	for _, old := range m.oldRoots {
-		if err == nil {
+		if err == nil || errors.Is(why, errRemoved) { // somebody wanted it to be out, and has to say so if not any more
 			break
 		}
 		var oldErr error
@@ -283,28 +283,32 @@ func (m *Manager) adopt(ctx context.Context) error { return m.committed().adopt(
 // are keys that something names: if they are there by now, nothing is to be done.
 func (r reader) adopt(ctx context.Context, wanted [][]byte) error {
 	m := r.m
+	if u := m.unfollowed.Load(); u != nil && m.epochs.clock().since(u.at) < followAgain {
+		return u.err
+	}
+	before := m.slots.Load()
+	// Not while m.adopting is held: who waits for that may have the connection that this needs.
+	in, err := r.installation(ctx)
+	if err != nil || r.tx && in.Seq <= before.Seq {
+		return err
+	}
 	select {
 	case m.adopting <- struct{}{}:
 	case <-ctx.Done():
 		return store.ContextError(ctx)
 	}
-	before := m.slots.Load()
-	err := func() error {
+	err = func() error {
 		defer func() { <-m.adopting }()
 		if len(wanted) > 0 && !slices.ContainsFunc(wanted, func(kid []byte) bool { return !m.ring.has(kid) }) {
 			return nil
 		}
-		if u := m.unfollowed; u != nil && m.epochs.clock().since(u.at) < followAgain {
-			return u.err
+		if now := m.slots.Load(); now != before && in.Seq <= now.Seq && m.ring.hasJust(kidsOf(&now.Installation)) {
+			return nil // somebody else was first, and may have read later
 		}
-		in, err := r.installation(ctx)
-		if err != nil || r.tx && in.Seq <= before.Seq {
-			return err
-		}
-		err = m.learn(ctx, in)
-		m.unfollowed = nil
+		err := m.learn(ctx, in)
+		m.unfollowed.Store(nil)
 		if errors.Is(err, ErrRoot) && ctx.Err() == nil {
-			m.unfollowed = &unfollowed{m.epochs.clock(), err}
+			m.unfollowed.Store(&unfollowed{m.epochs.clock(), err})
 		}
 		return err
 	}()
@@ -322,34 +326,27 @@ var (
 // for that.
 func (r reader) look(ctx context.Context) error {
 	m := r.m
-	select {
-	case m.adopting <- struct{}{}:
-	default:
+	before := m.slots.Load()
+	in, err := r.installation(ctx)
+	if err != nil || r.tx && in.Seq <= before.Seq {
+		return err
+	}
+	if err := wellFormed(&in); err != nil {
+		return err
+	}
+	iks := m.ring.clones()
+	defer closeAll(iks)
+	if own := slotOf(&in, before.own); own == nil || own.State == key.Destroyed || keyOf(iks, in.IKKID) == nil {
+		return errRootNeeded
+	}
+	if err := verifySlots(&in, iks); err != nil {
+		return err
+	}
+	if !m.slots.CompareAndSwap(before, before.next(in)) {
 		return errLooking
 	}
-	before := m.slots.Load()
-	err := func() error {
-		defer func() { <-m.adopting }()
-		in, err := r.installation(ctx)
-		if err != nil || r.tx && in.Seq <= before.Seq {
-			return err
-		}
-		if err := wellFormed(&in); err != nil {
-			return err
-		}
-		iks := m.ring.clones()
-		defer closeAll(iks)
-		if own := slotOf(&in, before.own); own == nil || own.State == key.Destroyed || keyOf(iks, in.IKKID) == nil {
-			return errRootNeeded
-		}
-		if err := verifySlots(&in, iks); err != nil {
-			return err
-		}
-		m.slots.Store(before.next(in))
-		return nil
-	}()
 	m.warnOfRoot(ctx, before)
-	return err
+	return nil
 }
 
 // installation reads the installation, which has to be the one that m opened.
@@ -409,19 +406,15 @@ func (m *Manager) newKeys(ctx context.Context, in *store.Installation, iks []*se
 	var now []*seal.IK
 	for _, k := range in.Keys {
 		ik := keyOf(have, k.KID)
+		if ik == nil && m.root == nil {
+			return nil, "", fmt.Errorf("there is a new installation key, and no root to open it with: %w", ErrRoot)
+		}
 		if ik == nil {
 			if ik, own, err = m.openAnySlot(ctx, m.root, *in, k.KID); err != nil {
 				return nil, "", fmt.Errorf("open the new installation key: %w", err)
 			}
 			have = append(have, ik)
-			before := keyOf(have, k.Previous)
-			switch pin := ik.Pin(); {
-			case before != nil:
-				err = m.follows(before, ik, in)
-			case !slices.Contains(m.pins, pin):
-				err = &IntegrityError{Subject: "the installation", Reason: fmt.Sprintf(
-					"its installation key was replaced more than once since this process knew it; if the pin is to be %x, start it again", pin)}
-			}
+			err = m.mayFollow(in, &k, ik, have, iks[len(iks)-1])
 			if err != nil {
 				return nil, "", err
 			}
@@ -440,6 +433,30 @@ func (m *Manager) newKeys(ctx context.Context, in *store.Installation, iks []*se
 		}
 	}
 	return now, own, nil
+}
+
+// mayFollow says whether an installation key that is new to this process is the one that follows those that it has, of
+// which newest was the newest.
+func (m *Manager) mayFollow(in *store.Installation, k *store.InstallationKey, ik *seal.IK, have []*seal.IK, newest *seal.IK) error {
+	before, pin := keyOf(have, k.Previous), ik.Pin()
+	restart := func(why string) error {
+		return &IntegrityError{Subject: "the installation", Reason: fmt.Sprintf("%s; if the pin is to be %x, start this process again", why, pin)}
+	}
+	kid := ik.KID()
+	wasBefore := slices.ContainsFunc(in.Keys, func(k store.InstallationKey) bool {
+		return bytes.Equal(k.Previous, kid[:]) && keyOf(have, k.KID) != nil
+	})
+	switch {
+	case before != nil && before != newest && slices.Index(have, before) < slices.Index(have, newest): // which followed it, too
+		return restart("another installation key follows the one before than this process knew")
+	case before != nil:
+		return m.follows(before, ik, in)
+	case wasBefore:
+		return restart("it has the installation key of before its last rekey again, as after a failover or a restored backup")
+	case slices.Contains(m.pins, pin):
+		return nil
+	}
+	return restart("its installation key was replaced more than once since this process knew it")
 }
 
 // slotsManifest is what the slots' MAC is over. It fails if a stored length is wrong, or if a slot's row names another
