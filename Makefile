@@ -57,8 +57,9 @@ race: ## Run the tests of all modules under the race detector (needs cgo and a C
 # The root in a token of PKCS #11 is only in programs that are built with this tag, since it is C. Its tests make their own
 # token with SoftHSM.
 .PHONY: pkcs11
-pkcs11: ## Vet and test what is built with the tag pkcs11 (needs cgo, a C compiler and SoftHSM)
+pkcs11: $(GOLANGCI_BIN) ## Lint and test what is built with the tag pkcs11 (needs cgo, a C compiler and SoftHSM)
 	cd cmd/keyhold && CGO_ENABLED=1 $(GO) vet -tags pkcs11 ./...
+	cd cmd/keyhold && CGO_ENABLED=1 $(GOLANGCI_BIN) run --build-tags pkcs11 --config $(CURDIR)/.golangci.yml ./internal/roots/...
 	cd cmd/keyhold && CGO_ENABLED=1 $(GO) test -tags pkcs11 -run 'Token|PKCS11' ./internal/roots
 	cd cmd/keyhold && CGO_ENABLED=1 $(GO) test -tags pkcs11 ./internal/roots/pkcs11
 

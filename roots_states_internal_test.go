@@ -341,3 +341,30 @@ func sum256(b []byte) []byte {
 	sum := sha256.Sum256(b)
 	return sum[:]
 }
+
+// renamedRoot is a root whose key has got another id since it sealed, as a cloud's does when it rotates.
+type renamedRoot struct{ *stubRoot }
+
+func (renamedRoot) KeyId(context.Context) (string, error) { return "another", nil } //nolint:revive // the interface's spelling
+
+// A root whose key has another id by now, and that fails once, is not taken for another root.
+func TestRootsWhoseKeysHaveOtherIDsTakeNoSecondSlot(t *testing.T) {
+	ctx := t.Context()
+	s, first, second := memstore.New(), newStub(t), newStub(t)
+	openedBy(t, s, first, nil)
+	check(t, takeOver(ctx, s, first, second))
+	failed := 0
+	first.does(func(_ context.Context, call string) error {
+		if call != "Decrypt" {
+			return nil
+		}
+		if failed++; failed == 1 {
+			return errRootAway
+		}
+		return nil
+	})
+	check(t, takeOver(ctx, s, second, renamedRoot{first}))
+	if in, err := s.Installation(ctx); err != nil || len(in.Slots) != 2 || in.ActiveSlot != in.Slots[1].ID || failed < 2 {
+		t.Errorf("after %d calls, slots %+v, %v", failed, in.Slots, err)
+	}
+}
