@@ -86,7 +86,7 @@ type Config struct {
 	// A rekey changes the pin. While it lasts, one pin, that of before, lets in a new installation key that was
 	// announced with the one that has it; of more than one, the new key's has to be among them. When it is over,
 	// processes that start need the new one. A pin that is not needed any more is to be taken out: whoever has had that
-	// installation key could put it back.
+	// installation key could put it back, and the next rekey is refused.
 	Pins []string
 
 	// Strict makes every call read its key anew, so that none works with what the database no longer holds. The

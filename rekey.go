@@ -48,7 +48,8 @@ type Rekeyed struct {
 // It calls each root to seal, and to open a few times, takes about three round trips for each fifty scopes, and
 // [Config.Timeout] limits each step. It may be stopped anywhere: the next call goes on. Scopes that are not as keyhold
 // stored them are left out; the error joins what is wrong with each, and the rekey is not over before they are repaired
-// or gone. Other errors: [ErrNoEscrow]; [ErrState] if a slot's root is not configured; those of [Manager.AddRoot].
+// or gone. Other errors: [ErrNoEscrow]; [ErrPin] if more than one is configured when it begins; [ErrState] if a slot's
+// root is not configured; those of [Manager.AddRoot].
 func (m *Manager) Rekey(ctx context.Context, escrow EscrowFunc) (Rekeyed, error) {
 	if escrow == nil {
 		return Rekeyed{}, ErrNoEscrow
@@ -93,6 +94,9 @@ func (m *Manager) newInstallationKey(ctx context.Context, escrow EscrowFunc) (ki
 	err = m.step(ctx, func(ctx context.Context) (err error) {
 		if now, err = m.rootsToChange(ctx); err != nil || now.rekeyed() {
 			return err
+		}
+		if len(m.pins) > 1 { // which would say that the new key is to have one of them
+			return fmt.Errorf("%w: a rekey begins with the pin of the installation alone, or none, and here are %d", ErrPin, len(m.pins))
 		}
 		next, c, err = m.nextKeyOf(ctx, now)
 		return err

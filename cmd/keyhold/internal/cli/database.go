@@ -78,6 +78,8 @@ func (a *app) openSQLite(path string, o migrate.Options, create bool) (database,
 			return nil, err
 		} else if len(pins) > 0 {
 			hint = "look at its path; keyhold init makes one only where no pin is given, by --pin or KEYHOLD_PIN"
+		} else if len(a.oldRoots) > 0 || os.Getenv("KEYHOLD_OLD_ROOT") != "" {
+			hint = lookAtDatabase
 		}
 		return nil, failed("no_database", "there is no database "+path, hint)
 	}

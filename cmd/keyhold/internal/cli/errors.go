@@ -100,7 +100,8 @@ func (a *app) explain(ctx context.Context, err error) *problem {
 	case errors.Is(err, keyhold.ErrNotInitialized):
 		return fail("not_initialized", "there is no installation in "+a.where()+", with tables "+a.tables(), "keyhold init makes one")
 	case errors.Is(err, keyhold.ErrPin):
-		return fail("pin", err.Error(), "another database, or one that was replaced: compare with the pin that keyhold init printed for yours")
+		return fail("pin", err.Error(), "it was rekeyed, which keyhold root list shows when it is given this pin, or it is another database, "+
+			"or one that was replaced: compare with the pin that keyhold init or root rekey printed for yours")
 	case errors.As(err, &integrity):
 		message := brokenText(integrity.Error())
 		if broken := (*brokenError)(nil); errors.As(err, &broken) {
@@ -220,12 +221,13 @@ func (a *app) shown() string { return strings.TrimPrefix(a.where(), "the databas
 // brokenText is what is wrong with a key in the words of the library, without its methods where there is a command.
 func brokenText(text string) string { return strings.ReplaceAll(text, " or Manager.RenameScope", "") }
 
+const makesRoot = "keyhold root keygen FILE makes a new one; without the old one nothing that it protects opens"
+
 // explainRoot makes a problem of an error of a local root.
 func explainRoot(given string, err error) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return failed("root", "there is no root "+given,
-			"keyhold root keygen FILE makes a new one; without the old one nothing that it protects opens")
+		return failed("root", "there is no root "+given, makesRoot)
 	case errors.Is(err, localroot.ErrNotLocalRoot):
 		return failed("root", given+" is not a keyhold root, or is cut off",
 			"a root is one line that begins with khr1_, as keyhold root keygen writes it")

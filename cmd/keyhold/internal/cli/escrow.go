@@ -52,6 +52,9 @@ func (f *escrowFlags) prepare(given func(flag string) bool) (*recoveryFiles, err
 		return nil, usageError("no recovery file is named", "give --escrow FILE")
 	case f.file == "":
 		return &recoveryFiles{}, nil
+	case withoutSecrets(f.file) != f.file: // it would be stored in the database
+		return nil, usageError("a recovery line, a share, a root or an identity is given where the name of a file belongs",
+			"give the name of the recovery file to write; and take it for known to others")
 	case len(f.recipients) == 0:
 		return nil, usageError("nobody is named who could open the recovery file", "give --recipient R; "+aRecipient)
 	case given("shares") && f.shares < 2:
@@ -106,6 +109,9 @@ func (r *recoveryFiles) write(line []byte) (string, error) {
 	return r.detail(), nil
 }
 
+// classicRecipient is how long age's recipients are that do not resist quantum computers. These do not fit whole.
+const classicRecipient = 62
+
 // mostNamed is how many recipients are stored by name with what was written.
 const mostNamed = 20
 
@@ -113,7 +119,7 @@ const mostNamed = 20
 func (r *recoveryFiles) detail() string {
 	names := make([]string, 0, mostNamed)
 	for _, recipient := range r.flags.recipients[:min(len(r.flags.recipients), mostNamed)] {
-		names = append(names, cutTo(recipient, 60))
+		names = append(names, cutTo(recipient, classicRecipient))
 	}
 	to := strings.Join(names, ", ")
 	if n := len(r.flags.recipients) - len(names); n > 0 {

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 
 	"github.com/spf13/cobra"
 
@@ -17,7 +18,7 @@ func (a *app) initCommand() *cobra.Command {
 		Short: "Make tables, installation key and first root slot; print the pin",
 		Long: `Makes what is not there yet: the database file, the tables, the installation key, and its first slot, which the external
 root seals. It prints the installation's pin. Where there is an installation already, it changes nothing, prints the same
-pin, and the exit code is 0 too. With a pin given it makes nothing.
+pin, and the exit code is 0 too. With a pin given, or an old root, it makes nothing.
 
 With --escrow it writes a recovery file, too, which opens the installation without any root: root escrow does that later. It
 makes nothing where that file is there already or a recipient is none.`,
@@ -46,16 +47,17 @@ func (a *app) runInit(cmd *cobra.Command, tables tableFlags, files *recoveryFile
 	if err != nil {
 		return err
 	}
-	// With a pin, the installation is expected to be there.
-	s, err := a.openStore(ctx, tables, len(pins) == 0)
+	// With a pin, or an old root, the installation is expected to be there.
+	create := len(pins) == 0 && len(roots.old) == 0
+	s, err := a.openStore(ctx, tables, create)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = s.Close() }()
 
-	m, err := a.manager(ctx, s, keyhold.Config{Initialize: true}, roots)
+	m, err := a.manager(ctx, s, keyhold.Config{Initialize: len(roots.old) == 0}, roots)
 	if err != nil {
-		return err
+		return a.nothingToTakeOver(roots, err)
 	}
 	defer func() { _ = m.Close() }()
 	where, err := a.address()
@@ -68,7 +70,11 @@ func (a *app) runInit(cmd *cobra.Command, tables tableFlags, files *recoveryFile
 	}
 	if files.wanted() {
 		if err := m.Escrow(ctx, files.write); err != nil {
-			return a.noEscrow(ctx, m, files, err)
+			there := "the installation is there"
+			if m.Made() {
+				there = "the installation was made"
+			}
+			return a.noEscrow(ctx, there+" and has the pin "+m.Pin(), files, err)
 		}
 	}
 	if err := a.sayInit(ctx, m, roots.own, files); err != nil {
@@ -82,6 +88,19 @@ func (a *app) runInit(cmd *cobra.Command, tables tableFlags, files *recoveryFile
 	}
 	return a.write([]byte(info.Pin + "\n"))
 }
+
+// nothingToTakeOver says of an old root that there is no installation that it could open.
+func (a *app) nothingToTakeOver(roots *rootSet, err error) error {
+	schema, ok := errors.AsType[*keyhold.SchemaError](err)
+	missing := ok && schema.Have == 0 && schema.Foreign == ""
+	if len(roots.old) == 0 || !missing && !errors.Is(err, keyhold.ErrNotInitialized) {
+		return err
+	}
+	return failed("not_initialized", "there is no installation in "+a.where()+", with tables "+a.tables()+
+		", and an old root says that there is one: nothing was made", lookAtDatabase)
+}
+
+const lookAtDatabase = "look at --db; without --old-root and KEYHOLD_OLD_ROOT, keyhold init makes one"
 
 // sayInit says what init did, and what follows from that.
 func (a *app) sayInit(ctx context.Context, m *keyhold.Manager, own *root, files *recoveryFiles) error {
@@ -115,18 +134,4 @@ func (a *app) sayInit(ctx context.Context, m *keyhold.Manager, own *root, files 
 func isLocal(ctx context.Context, r *root) (bool, error) {
 	its, err := r.Type(ctx)
 	return its == localroot.WrapperType, err
-}
-
-// noEscrow says what there is although the recovery file could not be written, or that not be stored.
-func (a *app) noEscrow(ctx context.Context, m *keyhold.Manager, files *recoveryFiles, err error) error {
-	if files.done {
-		return files.unrecorded(err)
-	}
-	p := a.explain(ctx, err)
-	there := "the installation is there"
-	if m.Made() {
-		there = "the installation was made"
-	}
-	return failed(p.Code, there+" and has the pin "+m.Pin()+", but there is no recovery file: "+p.Message,
-		"keyhold root escrow FILE --recipient R writes one")
 }

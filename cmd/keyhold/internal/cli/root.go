@@ -153,7 +153,7 @@ func (a *app) sayWhoHas(ctx context.Context, s *session, info *keyhold.Installat
 		a.say("%s not say which root", plural(n, "live process does", "live processes do"))
 	}
 	if len(live) == 0 {
-		a.say("no live process has sealed lately; those that only open are not known")
+		a.say("no live process has registered; one that only opens, outside of Manager.Run and keyhold run, does not")
 	}
 	return nil
 }

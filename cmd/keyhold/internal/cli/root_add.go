@@ -66,7 +66,7 @@ func (a *app) addRoot(ctx context.Context, given string, files *recoveryFiles) e
 		}
 		if files.wanted() {
 			if err := s.Escrow(ctx, files.write); err != nil {
-				return err
+				return a.noEscrow(ctx, "the root "+given+" opens the installation, by slot "+string(slot.ID), files, err)
 			}
 			a.sayWritten(files)
 		}

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"strings"
@@ -40,7 +41,7 @@ verify-escrow.`,
 			return a.with(ctx, keyhold.Config{}, func(s *session) error {
 				a.warnOfPin(s.Manager)
 				if err := s.Escrow(ctx, files.write); err != nil {
-					return files.unrecorded(err)
+					return files.unrecorded("", err)
 				}
 				a.sayWritten(files)
 				return a.result(map[string][]string{"recovery_files": files.files()}, func(w io.Writer) {
@@ -55,13 +56,22 @@ verify-escrow.`,
 	return c
 }
 
-// unrecorded is an error after which the files may be there all the same.
-func (r *recoveryFiles) unrecorded(err error) error {
+// unrecorded is an error after which the files may be there all the same. done is what else was done, and ends in "; ".
+func (r *recoveryFiles) unrecorded(done string, err error) error {
 	if err == nil || !r.done {
 		return err
 	}
-	return failed("escrow", strings.Join(r.plan.Files(), ", ")+" was written and opens the installation, but that is not stored: "+firstLine(err),
-		"keep it, or destroy it and write another one")
+	return failed("escrow", done+strings.Join(r.plan.Files(), ", ")+" was written and opens the installation, but that is not stored: "+
+		strings.TrimPrefix(firstLine(err), "store that a recovery file was written: "), "keep it, or destroy it and write another one")
+}
+
+// noEscrow says what there is although the recovery file could not be written, or that not be stored.
+func (a *app) noEscrow(ctx context.Context, there string, files *recoveryFiles, err error) error {
+	if files.done {
+		return files.unrecorded(there+"; ", err)
+	}
+	p := a.explain(ctx, err)
+	return failed(p.Code, there+", but there is no recovery file: "+p.Message, "keyhold root escrow FILE --recipient R writes one")
 }
 
 // verified is what root verify-escrow found, as --json shows it.
@@ -116,10 +126,16 @@ func (a *app) verifyEscrow(ctx context.Context, f sourceFlags, paths []string) e
 	defer func() { _ = s.Close() }()
 	config := keyhold.Config{Pins: pins, Timeout: a.timeout}
 	scopes, err := keyhold.VerifyRecovery(ctx, s, config, source.lines[0].Reveal(), cutTo(strings.Join(paths, ", "), 1000))
-	if err != nil {
+	opened := fmt.Sprintf("the recovery %s this installation: every key of %s was opened", source.what("opens", "open"), plural(scopes, "scope", "scopes"))
+	switch {
+	case err != nil && strings.HasPrefix(err.Error(), "store that "):
+		p := a.explain(ctx, err)
+		return failed(p.Code, opened+", but that it was tried is not stored: "+strings.TrimPrefix(p.Message, "store that a recovery file was verified: "),
+			"the file is good; where that is to be known, try it again as somebody who may write to the table "+a.prefix+"_escrow")
+	case err != nil:
 		return source.mayBeOfTwo(err)
 	}
-	a.say("the recovery %s this installation: every key of %s was opened", source.what("opens", "open"), plural(scopes, "scope", "scopes"))
+	a.say("%s", opened)
 	if len(pins) == 0 {
 		a.say("warning: no pin is given, so that it may be another installation than yours, with its own recovery file")
 	}

@@ -32,9 +32,13 @@ func (a *app) rootListCommand() *cobra.Command {
 		Use:   "list",
 		Short: "List the root slots, who uses them, and the recovery files",
 		Long: `Lists the slots of the external roots that open the installation, or did until they were removed: the root's type and what it
-calls its key; whether it is the active root, with which keys are rotated and roots changed, and the one that --root names
-(own); when it got the slot, since when it is the active one or when it last was, and when it was removed; and how many live
-processes opened the installation by it, of those that have sealed. With --json these have names.
+calls its key; its state, whether it is in use, which is said of the active root of the moment, and whether it is the one that
+--root names (own); when it got the slot, since when it is the active one or when it last was, and when it was removed; and how
+many live processes opened the installation by it, of those that have registered: those that seal, and those in Manager.Run or
+keyhold run. With --json these have names.
+
+The states: active is the root with which keys are rotated and roots changed; retired is one that opens the installation and is
+not the active one, as it was added for later, or was the active one before; removed is one whose slot is only a record.
 
 Below stand the pin and what was written and tried of recovery files. While the installation is rekeyed, each root has two
 slots, which the first digits of their installation keys tell apart.`,

@@ -74,7 +74,7 @@ func (a *app) recover(ctx context.Context, f sourceFlags, paths []string) error 
 		err = a.unsure(ctx, roots.explain(ctx, s, err), "the root may be the active one now", "repeat it, which does no harm")
 		return source.mayBeOfTwo(err)
 	}
-	m, err := a.manager(ctx, s, keyhold.Config{}, roots)
+	m, err := a.manager(ctx, s, keyhold.Config{}, &rootSet{own: roots.own}) // which needs no other now
 	if err != nil {
 		return err
 	}

@@ -6,10 +6,12 @@ import (
 	"errors"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"keyhold.example/keyhold"
+	"keyhold.example/keyhold/internal/seal"
 )
 
 // rekeyed is what root rekey did, as --json shows it.
@@ -30,11 +32,12 @@ with a root or a recovery file that is no longer trusted opens nothing that is s
 root remove: all that have one get the new key, so each of them has to be given, --root and the others as --old-root.
 
 Recovery files of the old installation key open nothing of what is stored afterwards, so it writes one, unless --no-escrow says
-that there is to be none. It prints the new pin. While it lasts, a process that starts needs both pins, if any. Those that run
-follow by themselves.
+that there is to be none. It says the new pin on standard error as soon as there is one, and prints it at the end. A process that
+has pins and starts while it lasts needs the one before, and afterwards the new one; it may have both. Those that run follow by
+themselves.
 
-It may be interrupted anywhere: the same command goes on. Backups from before go on opening with the roots and the recovery
-files of then.`,
+It may be interrupted anywhere: the same command goes on. Where the rekey was over, and nobody was told, it says that none is under
+way, and since when there is the pin of now. Backups from before go on opening with the roots and the recovery files of then.`,
 		Args: args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			files, err := escrow.prepare(cmd.Flags().Changed)
@@ -65,17 +68,28 @@ func (a *app) rekey(ctx context.Context, s *session, files *recoveryFiles, unwri
 	if err != nil {
 		return err
 	}
+	pins, err := a.allPins()
+	if err != nil {
+		return err
+	}
 	write := keyhold.NoEscrow
 	switch {
+	case len(pins) > 1 && !before.Rekeyed: // the new one would have to be among them
+		return usageError("more than one pin is given, and a rekey begins with one, as nobody knows the new one yet", "give --pin "+before.Pin+" alone")
 	case files.wanted():
 		write = files.write
 	case unwritable != nil && before.Rekeyed:
 		write = func([]byte) (string, error) { return "", unwritable }
 	case unwritable != nil:
-		return unwritable
+		p := a.explain(ctx, unwritable)
+		return failed(p.Code, p.Message+"; no rekey is under way: "+pinSince(&before),
+			"if that pin is of the rekey that this was to go on with, it is over; another name for --escrow begins another rekey")
 	}
 	if before.Rekeyed {
-		a.say("the installation is being rekeyed already: this goes on with it")
+		a.say("the installation is being rekeyed already: this goes on with it; its new pin is %s", before.Pin)
+	} else {
+		a.say("no rekey is under way, and this begins one: %s", pinSince(&before))
+		write = a.announced(write)
 	}
 	done, err := s.Rekey(ctx, write)
 	if err != nil {
@@ -84,7 +98,7 @@ func (a *app) rekey(ctx context.Context, s *session, files *recoveryFiles, unwri
 	a.sayWritten(files)
 	a.say("the installation has another installation key, and the pin below: give that instead of the one before")
 	a.say("backups from before still open with the roots and the recovery files of then; of what is stored now, those recovery files open nothing")
-	if !files.wanted() && unwritable == nil {
+	if escrows, err := s.Escrows(ctx); err == nil && escrowState(escrows) == "none" {
 		a.sayNone()
 	}
 	if a.json {
@@ -93,16 +107,53 @@ func (a *app) rekey(ctx context.Context, s *session, files *recoveryFiles, unwri
 	return a.table(func(w io.Writer) { line(w, done.Pin) })
 }
 
+// announced says the new pin as soon as it is known.
+func (a *app) announced(write keyhold.EscrowFunc) keyhold.EscrowFunc {
+	return func(recovery []byte) (string, error) {
+		next, err := seal.ParseRecovery(recovery)
+		if err != nil {
+			return "", err
+		}
+		defer next.Close()
+		detail, err := write(recovery)
+		if err == nil {
+			a.say("the new pin is going to be %x: give it now to what has the one before, besides that, "+
+				"which does only until this is over", next.Pin())
+		}
+		return detail, err
+	}
+}
+
+// pinSince says which pin the installation has, and since when.
+func pinSince(info *keyhold.InstallationInfo) string {
+	var since time.Time
+	active := activeSlot(info)
+	for i := range info.Roots {
+		r := &info.Roots[i]
+		if r.InstallationKey == active.InstallationKey && (since.IsZero() || r.Created.Before(since)) {
+			since = r.Created
+		}
+	}
+	return "the pin is " + info.Pin + ", since " + timeText(since)
+}
+
 // rekeyProblem is an error of a rekey, which may have begun. before is what was there.
 func (a *app) rekeyProblem(ctx context.Context, s *session, before *keyhold.InstallationInfo, files *recoveryFiles, err error) error {
 	p := a.explain(ctx, err)
-	if errors.Is(err, keyhold.ErrState) {
-		text := strings.TrimPrefix(sentence(err, keyhold.ErrState), "begin to rekey: ")
-		text, _, _ = strings.Cut(text, ": give its root")
+	switch {
+	case before.Rekeyed && isThere(err):
+		return failed("exists", p.Message+", and it is not stored that it was written in this rekey, which is not over",
+			"give another --escrow name, or --no-escrow: the key in that file is of this rekey if keyhold root verify-escrow opens it when this is over")
+	case errors.Is(err, keyhold.ErrState) && strings.Contains(firstLine(err), ": give its root"):
+		text, _, _ := strings.Cut(strings.TrimPrefix(firstLine(err), "begin to rekey: "), ": give its root")
 		p = &problem{
 			Code: "root_missing", Message: text, exit: exitFailed,
 			Hint: "give that root as --old-root, and it gets the new installation key too; or take its slot from it, with keyhold root remove",
 		}
+	}
+	// A recovery line that opens nothing is told below, by the names of its files.
+	if _, why, found := strings.Cut(p.Message, keyhold.ErrState.Error()+": "); found {
+		p.Message = "no rekey was begun: " + why
 	}
 	limited, cancel := a.limited(ctx)
 	defer cancel()
@@ -113,11 +164,15 @@ func (a *app) rekeyProblem(ctx context.Context, s *session, before *keyhold.Inst
 		if written := files.files(); len(written) > 0 {
 			p.also("nothing was changed, and " + strings.Join(written, ", ") + " opens nothing: destroy it")
 		}
+	case inErr == nil && len(in.Keys) == 1:
+		a.sayWritten(files)
+		p.also("the rekey is over all the same, and the pin is " + s.Pin())
 	case inErr == nil:
 		a.sayWritten(files)
 		p.also("the rekey is not over: the same command goes on with it")
 	default:
-		p.also("the rekey may have begun: the same command goes on with it, and what recovery file it wrote is to be kept until then")
+		p.also("the rekey may have begun, or be over: keyhold root list shows it, and the same command goes on with one that is not over; " +
+			"what recovery file it wrote is to be kept until then")
 	}
 	return p
 }

@@ -13,6 +13,7 @@ import (
 	"keyhold.example/keyhold"
 	"keyhold.example/keyhold/cmd/keyhold/internal/roots"
 	"keyhold.example/keyhold/key"
+	"keyhold.example/keyhold/store"
 )
 
 const rootHint = "give --root file:PATH, --root env:NAME or that of a KMS, or set KEYHOLD_ROOT; keyhold root keygen FILE makes a root; " +
@@ -40,7 +41,10 @@ func (a *app) openRootAt(ctx context.Context, given string) (*root, error) {
 	limited, cancel := a.limited(ctx)
 	defer cancel()
 	opened, err := roots.Open(limited, given)
-	if err != nil {
+	switch {
+	case err != nil && errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil && roots.Printable(given):
+		return nil, failed("timeout", "cannot use the root "+given+": "+a.noAnswer(), "--timeout allows more")
+	case err != nil:
 		return nil, unopened(given, err)
 	}
 	return &root{opened, given, opened.Close}, nil
@@ -220,9 +224,10 @@ func closeRoots(ctx context.Context, all ...*root) {
 	})
 }
 
-// opener is the old root that has opened the installation, nil if none had to.
+// opener is the last of the old roots that have opened the installation, nil if none had to. Those before it are not
+// the active one.
 func (s *rootSet) opener() *oldRoot {
-	for _, old := range s.old {
+	for _, old := range slices.Backward(s.old) {
 		if old.hasOpened() {
 			return old
 		}
@@ -236,6 +241,11 @@ func (s *rootSet) explain(ctx context.Context, db database, err error) error {
 	if err == nil || !errors.Is(err, keyhold.ErrRoot) {
 		return err
 	}
+	own, ofOld, _ := strings.Cut(firstLine(err), "; and of an old root: ")
+	if _, why, found := strings.Cut(own, " failed: "); found && errors.Is(err, keyhold.ErrRootUnavailable) {
+		return failed("root", "the root "+s.own.given+" failed: "+why,
+			"it may be the right one: try again; if it stays so, the installation's row for this root may be damaged")
+	}
 	for _, old := range s.old {
 		if _, failure := old.isOpen(); failure != nil {
 			p, ok := errors.AsType[*problem](failure)
@@ -243,15 +253,32 @@ func (s *rootSet) explain(ctx context.Context, db database, err error) error {
 				return failed("root", "the root "+s.own.given+" does not open this installation, and the old root "+old.given+" cannot be used: "+
 					firstLine(failure), "")
 			}
-			return failed("root", "the root "+s.own.given+" does not open this installation, and of the old one: "+p.Message, p.Hint)
+			return failed("root", "the root "+s.own.given+" does not open this installation, and of the old one: "+p.Message,
+				strings.TrimPrefix(p.Hint, makesRoot))
 		}
 	}
-	if errors.Is(err, keyhold.ErrRootUnavailable) {
-		_, why, _ := strings.Cut(firstLine(err), " failed: ")
-		return failed("root", "the root "+s.own.given+" failed: "+why,
-			"it may be the right one: try again; if it stays so, the installation's row for this root may be damaged")
+	if _, why, found := strings.Cut(ofOld, " failed: "); found && errors.Is(err, keyhold.ErrRootUnavailable) {
+		return failed("root", "the root "+s.own.given+" does not open this installation, and an old root failed: "+why, "try again")
+	}
+	if errors.Is(err, keyhold.ErrOldRoot) {
+		return s.over(ctx, db)
 	}
 	return s.wrong(ctx, db)
+}
+
+// over says that an old root opens the installation in db, and is not the active one.
+func (s *rootSet) over(ctx context.Context, db database) error {
+	message := "the root " + s.own.given + " does not open this installation"
+	if old := s.opener(); old != nil {
+		message += ", and the old root " + old.given + ", which does, is not the active one"
+	}
+	in, err := db.Installation(ctx)
+	if i := slices.IndexFunc(in.Slots, func(s store.Slot) bool { return s.ID == in.ActiveSlot }); err == nil && i >= 0 {
+		active := &in.Slots[i]
+		message += ": that is " + strings.TrimSpace(active.WrapperType+" "+active.WrapperKeyID) + ", slot " + string(active.ID)
+	}
+	return failed("old_root", message, "this may be a deployment that is over; if it is not, give the active root as --old-root, or use root add "+
+		"with it as --root; where the active root is lost, keyhold root recover makes "+s.own.given+" the active one")
 }
 
 // ofOther is an error about another root than these, at the given address.
@@ -274,38 +301,49 @@ func (s *rootSet) wrong(ctx context.Context, db database) error {
 		}
 		return given
 	}
-	message := "the root " + name(s.own, s.own.given)
-	if len(s.old) == 0 {
-		message += " does not open this installation"
-	} else {
-		message = "neither " + message
-		for _, old := range s.old {
-			message += " nor the old root " + name(old, old.given)
-		}
-		message += " opens this installation"
-	}
-	in, err := db.Installation(ctx)
-	if err != nil {
-		return failed("root", message, "")
-	}
 	its, _ := s.own.KeyId(ctx)
-	var active, removed string
+	kind, _ := s.own.Type(ctx)
+	own := strings.TrimSpace(string(kind) + " " + its)
+	in, inErr := db.Installation(ctx)
+	var active string
+	var removed key.ID
 	var others []string
 	for _, slot := range in.Slots {
 		switch text := strings.TrimSpace(slot.WrapperType + " " + slot.WrapperKeyID); {
-		case slot.State == key.Destroyed && slot.WrapperKeyID == its && its != "":
-			removed = ", as its slot " + string(slot.ID) + " was removed"
+		case slot.State == key.Destroyed && its != "" && text == own:
+			removed = slot.ID
 		case slot.ID == in.ActiveSlot:
 			active = text
 		case slot.State != key.Destroyed && !slices.Contains(others, text):
 			others = append(others, text)
 		}
 	}
-	message += removed + ": the active root is " + active
-	hint := "give that one; root add, with it as --root, gives another root a slot; where --old-root is a root that opens it, " +
-		"--root takes its place"
+	message := "the root " + name(s.own, s.own.given)
+	switch {
+	case len(s.old) == 0 || removed != "": // then no old root is asked
+		message += " does not open this installation"
+	default:
+		message = "neither " + message
+		for _, old := range s.old {
+			message += " nor the old root " + name(old, old.given)
+		}
+		message += " opens this installation"
+	}
+	if inErr != nil {
+		return failed("root", message, "")
+	}
+	const lost = "; where every root that has a slot is lost, keyhold root recover makes a new one the active root, from a recovery file"
+	hint := "give that one; root add, with it as --root, gives another root a slot; where --old-root is the active root, --root takes its place"
+	switch {
+	case its != "" && active == own:
+		return failed("root", message+": the active root has the same name, "+active+", and is another key, or its slot was changed",
+			"look whether it is the same place, and whether the key was made anew there"+lost)
+	case removed != "":
+		message += ", as its slot " + string(removed) + " was removed"
+		hint = "give that one; root add, with it as --root, gives this one another slot, and no --old-root does"
+	}
 	if len(others) > 0 {
 		hint += "; besides that, what opens it is " + strings.Join(others, " or ")
 	}
-	return failed("root", message, hint)
+	return failed("root", message+": the active root is "+active, hint+lost)
 }

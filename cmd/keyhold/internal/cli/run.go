@@ -13,6 +13,7 @@ import (
 
 	"keyhold.example/keyhold"
 	"keyhold.example/keyhold/key"
+	"keyhold.example/keyhold/store"
 )
 
 // swept is what run --once did, as --json shows it.
@@ -23,6 +24,8 @@ type swept struct {
 	Rewrapped int `json:"rewrapped"`
 	Disabled  int `json:"disabled"`
 	Destroyed int `json:"destroyed"`
+
+	OldRoot bool `json:"old_root"` // whether --root is not the active one, so that nothing was rotated
 }
 
 // cleanupFlags say which old versions are given up.
@@ -78,7 +81,7 @@ Each thing that happens is one line on standard error; with --json, one object w
 
 With --once it does what there is to do now and prints how much that was: versions made the head (rotated), versions that other
 processes have to see first, and keys that others are at (pending), keys at which something failed, versions rewrapped, and
-versions that cleaning up disabled and destroyed. The exit code is 1 if anything failed.
+versions that cleaning up disabled and destroyed. The exit code is 1 if anything failed, or is due and --root is not the active one.
 
 With --cleanup-after, and --cleanup-purpose or --cleanup-root-keys, it also gives up old versions: it disables those that no row
 has the id of, and destroys them when they have been disabled for 7d. Naming a purpose is a promise about the application, which
@@ -137,7 +140,9 @@ func (a *app) sweep(ctx context.Context, s *session) error {
 	a.warnOfRoot(s.Manager)
 	a.warnOfPin(s.Manager)
 	did, err := s.Sweep(ctx)
-	printed := a.result(swept(did), func(w io.Writer) {
+	printed := a.result(swept{
+		did.Rotated, did.Pending, did.Failed, did.Rewrapped, did.Disabled, did.Destroyed, s.Health().Root != nil,
+	}, func(w io.Writer) {
 		line(w, "rotated", did.Rotated)
 		line(w, "pending", did.Pending)
 		line(w, "failed", did.Failed)
@@ -157,7 +162,22 @@ func (a *app) sweep(ctx context.Context, s *session) error {
 	case did.Failed > 0:
 		return failed("sweep", plural(did.Failed, "key failed", "keys failed"), "standard error says at what; it is tried again each time")
 	}
-	return nil
+	return a.leftDue(ctx, s)
+}
+
+// leftDue is an error if something is due and was left, as only a process with the active root rotates it.
+func (a *app) leftDue(ctx context.Context, s *session) error {
+	old := s.Health().Root
+	if old == nil {
+		return nil
+	}
+	limited, cancel := a.limited(ctx)
+	defer cancel()
+	due, err := s.store.Due(limited, store.AllBuckets, store.Due{}, 1)
+	if err != nil || len(due) == 0 {
+		return err
+	}
+	return failed("old_root", "keys are due, and were not rotated: "+oldRootText(old), "give the active root as --root")
 }
 
 // eventJSON is an event as --json shows it.

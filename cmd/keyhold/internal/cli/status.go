@@ -42,7 +42,7 @@ type status struct {
 	Overdue      int            `json:"overdue"`   // of all these, keys that have been so for more than an hour
 	Behind       int            `json:"behind"`    // versions to rewrap
 	Broken       int            `json:"broken"`    // scopes whose keys are not as keyhold stored them
-	Instances    []listedJSON   `json:"instances"` // that seal, or did within a day
+	Instances    []listedJSON   `json:"instances"` // that registered, and did not go more than a day ago
 	Attention    []attention    `json:"attention"` // the first 100
 
 	now   time.Time            // by the database's clock
@@ -99,15 +99,15 @@ func (a *app) statusCommand() *cobra.Command {
 have been given four fifths of the messages that their version may seal; overdue are those of them that have been so for more
 than an hour, so that nobody seems to run keyhold run, or it fails. Further, versions that a rewrap would bring under the newest
 root key (behind), and keys that are not as keyhold stored them (broken). The first %d are listed. The exit code is 3 if anything
-is overdue, behind or broken, if the root that is given is not the active one, and if the installation has been rekeyed for more
-than an hour.
+is overdue, behind or broken, if the root that is given is not the active one, and if a rekey that was begun more than an hour
+ago is not over; a younger one is listed, and no reason for it.
 
 It says which roots open the installation, whether a recovery file was written and tried, and whether no pin is given.
 
-It also lists the instances: the processes that seal, as they registered themselves, by host, program and process id. Each has
-its last sign, and until when it counts as live if it gives no other: others wait for it until then. While a version is pending
-or disabled, an instance that may not have seen the last change of that key, or of its root key, is marked: key destroy waits
-for it. One that is gone cannot seal any more; it is listed for a day.`, statusListed),
+It also lists the instances: the processes that seal, or are in Manager.Run or keyhold run, as they registered themselves, by
+host, program and process id. Each has its last sign, and until when it counts as live if it gives no other: others wait for it
+until then. While a version is pending or disabled, an instance that may not have seen the last change of that key, or of its
+root key, is marked: key destroy waits for it. One that is gone cannot seal any more; it is listed for a day.`, statusListed),
 		Args: args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.with(cmd.Context(), keyhold.Config{}, func(s *session) error { return a.status(cmd.Context(), s) })

@@ -53,6 +53,7 @@ type verdict struct {
 // wording has a vendor's name and what it takes, for the sentences about it.
 type wording struct {
 	vendor string // "AWS KMS"
+	at     string // what was asked, where the root's address does not say it; may be empty
 	login  string // how somebody gives it credentials
 	rights map[string]string
 }
@@ -86,7 +87,7 @@ func (w wording) unreachable(err error) error {
 	if !ok {
 		return nil
 	}
-	return problem(ErrUnreachable, w.vendor+" cannot be reached: "+reason)
+	return problem(ErrUnreachable, w.vendor+w.at+" cannot be reached: "+reason)
 }
 
 // networkReason says why no answer came, in the system's words, without the URL that was asked: some vendors have

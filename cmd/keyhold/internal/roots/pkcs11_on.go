@@ -20,7 +20,7 @@ func openPKCS11(ctx context.Context, a address) (vendor, error) {
 	}
 	var w *pkcs11.Wrapper
 	err := setUp(ctx, explainPKCS11, lookAtKey, func() (err error) {
-		w, err = pkcs11.Open(place)
+		w, err = pkcs11.Open(ctx, place)
 		if err == nil && ctx.Err() != nil {
 			return errors.Join(ctx.Err(), w.Close()) // nobody waits for it any more
 		}
@@ -43,7 +43,9 @@ func openPKCS11(ctx context.Context, a address) (vendor, error) {
 func explainPKCS11(operation string, err error) error {
 	kind := ErrUnreachable
 	for _, known := range []struct{ is, kind error }{
-		{pkcs11.ErrPIN, ErrCredentials}, {pkcs11.ErrNoKey, ErrNoKey}, {pkcs11.ErrRefused, ErrRefused},
+		{pkcs11.ErrPIN, ErrCredentials},
+		{pkcs11.ErrNoKey, ErrNoKey},
+		{pkcs11.ErrRefused, ErrRefused},
 		{pkcs11.ErrOpen, ErrNotItsKey},
 	} {
 		if errors.Is(err, known.is) {

@@ -29,7 +29,8 @@ func softToken(t *testing.T) (address string) {
 		}
 	}
 	set(t, "SOFTHSM2_CONF", filepath.Join(dir, "softhsm2.conf"))
-	made, err := exec.Command("softhsm2-util", "--init-token", "--free", "--label", "my token", "--so-pin", "12345678", "--pin", "8765"+secretText).CombinedOutput()
+	made, err := exec.Command("softhsm2-util", "--init-token", "--free", "--label", "my token", "--so-pin", "12345678",
+		"--pin", "8765"+secretText).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%s, %v", made, err)
 	}
@@ -38,7 +39,11 @@ func softToken(t *testing.T) (address string) {
 	if err := ctx.Initialize(); err != nil {
 		t.Fatal(err)
 	}
-	defer ctx.Finalize()
+	defer func() {
+		if err := ctx.Finalize(); err != nil {
+			t.Error(err)
+		}
+	}()
 	slots, err := ctx.GetSlotList(true)
 	if err != nil || len(slots) == 0 {
 		t.Fatal(slots, err)
@@ -62,7 +67,10 @@ func softToken(t *testing.T) (address string) {
 
 func TestATokenIsARoot(t *testing.T) {
 	address := softToken(t)
-	root := open(t, address)
+	root, err := Open(t.Context(), address)
+	if err != nil {
+		t.Fatal(err)
+	}
 	if typ, err := root.Type(t.Context()); err != nil || typ != "pkcs11" || keyID(t, root) != "01" {
 		t.Errorf("type %q, %v, key %q", typ, err, keyID(t, root))
 	}
@@ -83,6 +91,9 @@ func TestATokenIsARoot(t *testing.T) {
 	}
 	if _, err := root.Encrypt(ended0(t), installationKey); !errors.Is(err, context.Canceled) {
 		t.Errorf("with a context that has ended: %v", err)
+	}
+	if err := root.Close(t.Context()); err != nil { // while it is open, its login is shared
+		t.Error(err)
 	}
 	wrong := address[:len(address)-len("pin")] + "wrong"
 	if _, err := Open(t.Context(), wrong); !errors.Is(err, ErrCredentials) || !oneSentence(err) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"os"
 	"path"
 	"strconv"
@@ -35,7 +36,11 @@ func transitWording() wording {
 }
 
 // transitPlace is where a key is; an empty server is that of the environment.
-type transitPlace struct{ server, namespace, mount, key string }
+type transitPlace struct {
+	server, namespace, mount, key string
+
+	here bool // whether the address names the server
+}
 
 func transitPlaceOf(a address) (transitPlace, bool) {
 	p := transitPlace{namespace: a.settings["namespace"], mount: "transit"}
@@ -45,7 +50,7 @@ func transitPlaceOf(a address) (transitPlace, bool) {
 		if !ok {
 			return p, false
 		}
-		p.server, where = u.Scheme+"://"+u.Host, strings.TrimPrefix(u.Path, "/")
+		p.server, p.here, where = u.Scheme+"://"+u.Host, true, strings.TrimPrefix(u.Path, "/")
 	}
 	dir, name := path.Split(where)
 	if dir != "" {
@@ -84,7 +89,8 @@ func openTransit(ctx context.Context, a address) (vendor, error) {
 		return vendor{}, err
 	}
 	w := transit.NewWrapper()
-	err = setUp(ctx, explainTransit, "encrypt", func() error {
+	explain := func(operation string, err error) error { return explainTransit("", operation, err) }
+	err = setUp(ctx, explain, "encrypt", func() error {
 		// What stands in the environment must not replace what stands in the address.
 		_, err := w.SetConfig(ctx, wrapping.WithDisallowEnvVars(true), transit.WithAddress(p.server), transit.WithNamespace(p.namespace),
 			transit.WithMountPath(p.mount), transit.WithKeyName(p.key), transit.WithToken(token))
@@ -96,7 +102,7 @@ func openTransit(ctx context.Context, a address) (vendor, error) {
 	// The wrapper's own id is the number of the newest version of the key, which two keys can have in common.
 	keyID := path.Join(strings.Trim(p.namespace, "/"), p.mount, p.key)
 	return vendor{
-		wrapper: w, keyID: keyID, explain: explainTransit,
+		wrapper: w, keyID: keyID, explain: explain,
 		sealed: func(id string) bool { return id == keyID || transitVersion(id) },
 		close:  w.Finalize,
 	}, nil
@@ -128,10 +134,25 @@ func tryTransit(ctx context.Context, p transitPlace, token string) error {
 	if p.namespace != "" {
 		client.SetNamespace(p.namespace)
 	}
-	return setUp(ctx, explainTransit, "encrypt", func() error {
+	explain := func(operation string, err error) error {
+		return explainTransit(p.asked(client.Address()), operation, err)
+	}
+	return setUp(ctx, explain, "encrypt", func() error {
 		_, err := client.Logical().WriteWithContext(ctx, path.Join(p.mount, "encrypt", p.key), map[string]any{"plaintext": "YQ=="})
 		return err
 	})
+}
+
+// asked says which server was asked, where only the environment says it, or nothing does.
+func (p transitPlace) asked(server string) string {
+	u, err := url.Parse(server)
+	switch {
+	case p.here || err != nil:
+		return ""
+	case p.server == "":
+		return " at " + u.Scheme + "://" + u.Host + ", which is asked where VAULT_ADDR is not set,"
+	}
+	return " at " + u.Scheme + "://" + u.Host + ", as VAULT_ADDR or BAO_ADDR says,"
 }
 
 // transitToken is the token from a file, from the environment, or from where the vendor's own program leaves it. None
@@ -164,9 +185,11 @@ func fileReason(err error) string {
 	return "it cannot be read"
 }
 
-// explainTransit goes by the text of an answer, too, since Vault has no codes.
-func explainTransit(operation string, err error) error {
+// explainTransit goes by the text of an answer, too, since Vault has no codes. at says what was asked, as [wording] has
+// it.
+func explainTransit(at, operation string, err error) error {
 	w := transitWording()
+	w.at = at
 	answer, ok := errors.AsType[*api.ResponseError](err)
 	if !ok {
 		if problem := w.unreachable(err); problem != nil {

@@ -257,6 +257,10 @@ type gcpServer struct {
 
 func (g gcpServer) refusal(ctx context.Context, name string) error {
 	g.called(name, new(http.Request).WithContext(ctx))
+	if ctx.Err() != nil { // the deadline, which the caller sent along and may be about to notice later than this
+		<-g.released
+		return status.FromContextError(ctx.Err()).Err()
+	}
 	code, wrong := map[mood]codes.Code{
 		disabled: codes.FailedPrecondition, denied: codes.PermissionDenied, unknownKey: codes.NotFound,
 		badCredentials: codes.Unauthenticated, throttled: codes.ResourceExhausted, broken: codes.Internal,

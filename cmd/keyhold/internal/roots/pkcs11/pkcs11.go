@@ -45,7 +45,11 @@ type Place struct {
 }
 
 // Wrapper seals with an AES key that does not leave its token, by CKM_AES_GCM. It implements [wrapping.Wrapper], and is
-// safe for concurrent use: each call has a session of its own. No call ends before the token answers.
+// safe for concurrent use: each call has a session of its own, and all share a login, which stays.
+//
+// No call ends before the token answers. When the module fails, or finds no such key, the call sets it up again and
+// tries again, five times within about a second or until its context ends; then the error is the module's, or
+// [ErrNoKey] if each attempt said so.
 type Wrapper struct {
 	place  Place
 	module *module
@@ -54,15 +58,16 @@ type Wrapper struct {
 
 var _ wrapping.Wrapper = (*Wrapper)(nil)
 
-// Open opens the key at a place, for which it logs in once. The error is [ErrPIN], [ErrNoKey], or the module's own.
-// [Wrapper.Close] has to be called in the end.
-func Open(place Place) (*Wrapper, error) {
+// Open opens the key at a place, for which it logs in, unless another wrapper of this process is logged in to the token:
+// its PIN is then not tried. The error is [ErrPIN], [ErrNoKey], the module's own, or that of ctx, in which case
+// it may be one of these too. [Wrapper.Close] has to be called in the end.
+func Open(ctx context.Context, place Place) (*Wrapper, error) {
 	m, err := load(place.Module)
 	if err != nil {
 		return nil, err
 	}
 	w := &Wrapper{place: place, module: m}
-	err = w.with(func(s *session) (err error) {
+	err = w.with(ctx, func(s *session) (err error) {
 		w.id, err = s.keyID()
 		return err
 	})
@@ -90,13 +95,13 @@ func (w *Wrapper) SetConfig(context.Context, ...wrapping.Option) (*wrapping.Wrap
 
 // Encrypt seals plaintext. Of the options, only the AAD has a meaning. The token makes the nonce: by itself while it
 // encrypts, if it is one of those that do, and otherwise when it is asked for random bytes before.
-func (w *Wrapper) Encrypt(_ context.Context, plaintext []byte, opt ...wrapping.Option) (*wrapping.BlobInfo, error) {
+func (w *Wrapper) Encrypt(ctx context.Context, plaintext []byte, opt ...wrapping.Option) (*wrapping.BlobInfo, error) {
 	opts, err := wrapping.GetOpts(opt...)
 	if err != nil {
 		return nil, err
 	}
 	blob := &wrapping.BlobInfo{KeyInfo: &wrapping.KeyInfo{Mechanism: pkcs11.CKM_AES_GCM, KeyId: w.id}}
-	err = w.with(func(s *session) error {
+	err = w.with(ctx, func(s *session) error {
 		iv, err := s.ctx.GenerateRandom(s.handle, ivSize)
 		if err != nil {
 			return err
@@ -117,7 +122,7 @@ func (w *Wrapper) Encrypt(_ context.Context, plaintext []byte, opt ...wrapping.O
 }
 
 // Decrypt opens what Encrypt sealed with the same AAD. The error is [ErrOpen] for anything else.
-func (w *Wrapper) Decrypt(_ context.Context, blob *wrapping.BlobInfo, opt ...wrapping.Option) ([]byte, error) {
+func (w *Wrapper) Decrypt(ctx context.Context, blob *wrapping.BlobInfo, opt ...wrapping.Option) ([]byte, error) {
 	opts, err := wrapping.GetOpts(opt...)
 	if err != nil {
 		return nil, err
@@ -127,7 +132,7 @@ func (w *Wrapper) Decrypt(_ context.Context, blob *wrapping.BlobInfo, opt ...wra
 		return nil, fmt.Errorf("decrypt a blob: it is damaged, or of another wrapper: %w", ErrOpen)
 	}
 	var plaintext []byte
-	err = w.with(func(s *session) error {
+	err = w.with(ctx, func(s *session) error {
 		params := pkcs11.NewGCMParams(blob.GetIv(), opts.WithAad, tagBits)
 		defer params.Free()
 		err := s.ctx.DecryptInit(s.handle, gcm(params), s.key)
@@ -157,9 +162,19 @@ type session struct {
 	key    pkcs11.ObjectHandle
 }
 
-// with gives f a session of its own, so that one that the token has ended, as when it was taken out, ends one call
+// with gives f a session of its own, so that one that the token has ended, as when it was taken out, ends one attempt
 // only.
-func (w *Wrapper) with(f func(*session) error) (err error) {
+func (w *Wrapper) with(ctx context.Context, f func(*session) error) error {
+	return w.module.persist(ctx, func() error {
+		if err := w.module.enter(); err != nil {
+			return err
+		}
+		defer w.module.leave()
+		return w.once(f)
+	})
+}
+
+func (w *Wrapper) once(f func(*session) error) (err error) {
 	ctx := w.module.ctx
 	slot, err := w.slot()
 	if err != nil {
@@ -170,16 +185,8 @@ func (w *Wrapper) with(f func(*session) error) (err error) {
 		return known(err)
 	}
 	defer func() { err = errors.Join(err, known(ctx.CloseSession(handle))) }()
-	pin, err := readPIN(w.place.PIN)
-	if err != nil {
+	if err := w.logIn(slot, handle); err != nil {
 		return err
-	}
-	defer clear(pin)
-	// The library takes the PIN as a string, of which a copy stays in memory. All sessions of a process share the
-	// login.
-	err = ctx.Login(handle, pkcs11.CKU_USER, string(pin))
-	if err != nil && !errors.Is(err, pkcs11.Error(pkcs11.CKR_USER_ALREADY_LOGGED_IN)) {
-		return known(err)
 	}
 	s := &session{ctx: ctx, handle: handle}
 	if s.key, err = w.find(ctx, handle); err != nil {
@@ -188,19 +195,54 @@ func (w *Wrapper) with(f func(*session) error) (err error) {
 	return known(f(s))
 }
 
+// logIn logs in if the sessions of this process, which share the login, are not.
+func (w *Wrapper) logIn(slot uint, handle pkcs11.SessionHandle) error {
+	m := w.module
+	m.loginMu.Lock()
+	defer m.loginMu.Unlock()
+	info, err := m.ctx.GetSessionInfo(handle)
+	if err != nil {
+		return known(err)
+	}
+	loggedIn := info.State == pkcs11.CKS_RO_USER_FUNCTIONS || info.State == pkcs11.CKS_RW_USER_FUNCTIONS
+	if _, kept := m.logins[slot]; kept && loggedIn {
+		return nil
+	}
+	stays, err := m.ctx.OpenSession(slot, pkcs11.CKF_SERIAL_SESSION)
+	if err != nil {
+		return known(err)
+	}
+	pin, err := readPIN(w.place.PIN)
+	if err == nil {
+		// The library takes the PIN as a string, of which a copy stays in memory.
+		err = known(m.ctx.Login(stays, pkcs11.CKU_USER, string(pin)))
+		clear(pin)
+	}
+	if err != nil && !errors.Is(err, pkcs11.Error(pkcs11.CKR_USER_ALREADY_LOGGED_IN)) {
+		return errors.Join(err, known(m.ctx.CloseSession(stays)))
+	}
+	m.logins[slot] = stays // one from before is not of this login: the token has ended it
+	return nil
+}
+
 func (w *Wrapper) slot() (uint, error) {
 	slots, err := w.module.ctx.GetSlotList(true)
 	if err != nil {
 		return 0, known(err)
 	}
+	var mute error
 	for _, slot := range slots {
 		info, err := w.module.ctx.GetTokenInfo(slot)
 		if err != nil {
-			continue // a token that says nothing of itself is none that was named
+			mute = err // it may be the one that was named
+			continue
 		}
 		if matches(w.place.Token, info.Label) && matches(w.place.Serial, info.SerialNumber) {
 			return slot, nil
 		}
+	}
+	if mute != nil {
+		return 0, fmt.Errorf("find the token: one does not say what it is: %w", mute)
 	}
 	return 0, fmt.Errorf("find the token: no token has this label and serial number: %w", ErrNoKey)
 }
@@ -249,7 +291,7 @@ func (s *session) keyID() (string, error) {
 	return string(attributes[1].Value), nil
 }
 
-// readPIN reads the PIN from where it is. It is read each time, so that a new one is used without a new start.
+// readPIN reads the PIN from where it is. It is read for each login, so that a new one is used without a new start.
 func readPIN(source string) ([]byte, error) {
 	if name, ok := strings.CutPrefix(source, "env:"); ok {
 		pin := []byte(os.Getenv(name))

@@ -4,6 +4,7 @@ package pkcs11
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"os"
 	"os/exec"
@@ -26,6 +27,13 @@ var token = struct{ label, dir string }{label: "keyhold test"}
 
 // TestMain makes a token. SoftHSM reads where its tokens are once in a process.
 func TestMain(m *testing.M) {
+	if job := os.Getenv(jobOfProcess); job != "" {
+		if err := openOnce(context.Background(), job); err != nil {
+			os.Stderr.WriteString(err.Error())
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	if _, err := exec.LookPath("softhsm2-util"); err != nil {
 		os.Stderr.WriteString("these tests need SoftHSM: apt-get install softhsm2\n")
 		os.Exit(1)
@@ -58,10 +66,13 @@ func makeKey(t *testing.T, label, id string, encrypts bool) Place {
 	}
 	place := Place{Module: library, Token: token.label, Object: label, PIN: pin}
 	m, err := load(library)
+	if err == nil {
+		err = m.enter()
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer m.release()
+	defer letGo(t, m)
 	slot, err := (&Wrapper{place: place, module: m}).slot()
 	if err != nil {
 		t.Fatal(err)
@@ -70,11 +81,10 @@ func makeKey(t *testing.T, label, id string, encrypts bool) Place {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer m.ctx.CloseSession(s)
-	if err := m.ctx.Login(s, pkcs11.CKU_USER, userPIN); err != nil {
+	if err := m.ctx.Login(s, pkcs11.CKU_USER, userPIN); err != nil && !errors.Is(err, errLoggedIn) {
 		t.Fatal(err)
 	}
-	key, err := m.ctx.GenerateKey(s, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_AES_KEY_GEN, nil)}, []*pkcs11.Attribute{
+	_, err = m.ctx.GenerateKey(s, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_AES_KEY_GEN, nil)}, []*pkcs11.Attribute{
 		pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true), pkcs11.NewAttribute(pkcs11.CKA_LABEL, label), pkcs11.NewAttribute(pkcs11.CKA_ID, []byte(id)),
 		pkcs11.NewAttribute(pkcs11.CKA_VALUE_LEN, 32), pkcs11.NewAttribute(pkcs11.CKA_SENSITIVE, true), pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, false),
 		pkcs11.NewAttribute(pkcs11.CKA_ENCRYPT, encrypts), pkcs11.NewAttribute(pkcs11.CKA_DECRYPT, true),
@@ -83,43 +93,56 @@ func makeKey(t *testing.T, label, id string, encrypts bool) Place {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := (&Wrapper{place: place, module: m}).destroy(key); err != nil {
-			t.Error(err)
-		}
+		destroyKey(t, place)
 	})
 	return place
 }
 
-func (w *Wrapper) destroy(key pkcs11.ObjectHandle) error {
-	m, err := load(library)
-	if err != nil {
-		return err
+var errLoggedIn = pkcs11.Error(pkcs11.CKR_USER_ALREADY_LOGGED_IN)
+
+// letGo also ends what the test itself did with the library.
+func letGo(t *testing.T, m *module) {
+	t.Helper()
+	m.leave()
+	if err := m.release(); err != nil {
+		t.Error(err)
 	}
-	defer m.release()
-	w.module = m
+}
+
+func destroyKey(t *testing.T, place Place) {
+	t.Helper()
+	m, err := load(library)
+	if err == nil {
+		err = m.enter()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer letGo(t, m)
+	w := &Wrapper{place: place, module: m}
 	slot, err := w.slot()
 	if err != nil {
-		return err
+		t.Fatal(err)
 	}
 	s, err := m.ctx.OpenSession(slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
 	if err != nil {
-		return err
+		t.Fatal(err)
 	}
-	if err := m.ctx.Login(s, pkcs11.CKU_USER, userPIN); err != nil && !errors.Is(err, pkcs11.Error(pkcs11.CKR_USER_ALREADY_LOGGED_IN)) {
-		return err
+	if err := m.ctx.Login(s, pkcs11.CKU_USER, userPIN); err != nil && !errors.Is(err, errLoggedIn) {
+		t.Fatal(err)
 	}
-	_ = key // handles end with the library, so the key is looked for again
-	w.place.PIN = ""
-	found, err := w.find(m.ctx, s)
+	key, err := w.find(m.ctx, s) // handles end with the library, so the key is looked for again
 	if err != nil {
-		return err
+		t.Fatal(err)
 	}
-	return m.ctx.DestroyObject(s, found)
+	if err := m.ctx.DestroyObject(s, key); err != nil {
+		t.Error(err)
+	}
 }
 
 func open(t *testing.T, place Place) *Wrapper {
 	t.Helper()
-	w, err := Open(place)
+	w, err := Open(t.Context(), place)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -225,13 +248,13 @@ func TestWhatIsWrongWithATokenIsTold(t *testing.T) {
 	} {
 		its := place
 		c.change(&its)
-		w, err := Open(its)
+		w, err := Open(t.Context(), its)
 		if err == nil || c.want != nil && !errors.Is(err, c.want) || strings.Contains(err.Error(), "\n") || strings.Contains(err.Error(), "0000") {
 			t.Errorf("%s: %v, %v", name, w, err)
 		}
 	}
 	makeKey(t, "k2", "1", true)
-	if _, err := Open(Place{Module: library, Token: token.label, ID: "1", PIN: place.PIN}); !errors.Is(err, ErrNoKey) {
+	if _, err := Open(t.Context(), Place{Module: library, Token: token.label, ID: "1", PIN: place.PIN}); !errors.Is(err, ErrNoKey) {
 		t.Errorf("two keys with one id: %v", err)
 	}
 	mute := open(t, makeKey(t, "mute", "3", false))
@@ -246,7 +269,7 @@ func TestWhatIsWrongWithATokenIsTold(t *testing.T) {
 // The library is one for the whole process: closing one root must not end another's.
 func TestRootsInOneTokenAreClosedOneByOne(t *testing.T) {
 	w := open(t, makeKey(t, "k", "1", true))
-	second, err := Open(w.place)
+	second, err := Open(t.Context(), w.place)
 	if err != nil {
 		t.Fatal(err)
 	}
