@@ -47,8 +47,8 @@ var (
 	// ErrDisabled: the ciphertext's key version is disabled or destroyed.
 	ErrDisabled = errors.New("key version is not to be used")
 
-	// ErrState: the state of a key version, or of a root's slot, does not allow what was asked for; the error's text says
-	// what has to be done before.
+	// ErrState: the state of a key version, or of a root's slot, does not allow what was asked for; the error's text
+	// says what has to be done before.
 	ErrState = errors.New("its state does not allow it")
 
 	// ErrPurpose: the key is for something else, such as blind indexes where messages were to be sealed.

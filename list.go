@@ -48,8 +48,8 @@ type RootInfo struct {
 	Active          bool
 	InstallationKey key.KID
 
-	// When it was made, when it last became the active one, since when it is not the active one, and when it was removed;
-	// zero if never. The database does not vouch for them.
+	// When it was made, when it last became the active one, since when it is not the active one, and when it was
+	// removed; zero if never. The database does not vouch for them.
 	Created, Activated, Retired, Removed time.Time
 }
 

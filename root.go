@@ -112,8 +112,10 @@ func (m *Manager) openAnySlot(
 	case own > 0:
 		err = ErrRoot
 	case removed != "":
-		err = &wordedError{fmt.Sprintf("%v: its slot %s was removed: %s; the active root is %s", ErrRoot, removed, rootName(wrapperType, keyID), active),
-			[]error{ErrRoot, errRemoved}}
+		err = &wordedError{
+			fmt.Sprintf("%v: its slot %s was removed: %s; the active root is %s", ErrRoot, removed, rootName(wrapperType, keyID), active),
+			[]error{ErrRoot, errRemoved},
+		}
 	case keyID == "" && len(candidates) > 0:
 		err = &wordedError{
 			fmt.Sprintf("%v: %s failed, or it is another one than the active root, %s", ErrRoot, wrapperType, active), []error{ErrRoot, errUnsure},

@@ -240,7 +240,8 @@ func (m *Manager) changeSlots(ctx context.Context, change rootsChanger) (id key.
 		}
 		if err := m.writeSlots(ctx, now, c); err == nil {
 			if err := m.adopt(ctx); err != nil {
-				return "", &wordedError{fmt.Sprintf("%v: it was written, and could not be read again: %v", store.ErrUnknownOutcome, err), []error{store.ErrUnknownOutcome}}
+				text := fmt.Sprintf("%v: it was written, and could not be read again: %v", store.ErrUnknownOutcome, err)
+				return "", &wordedError{text, []error{store.ErrUnknownOutcome}}
 			}
 			return id, nil
 		} else if err := again(ctx, &r, err); err != nil {

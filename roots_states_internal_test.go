@@ -53,8 +53,8 @@ func TestRekeyToAThirdKeyIsRefused(t *testing.T) {
 	}
 }
 
-// An instance that has not followed a rekey yet will do so by its root's new slot, which is therefore in use; as soon as
-// it has followed, it says so.
+// An instance that has not followed a rekey yet will do so by its root's new slot, which is therefore in use; as soon
+// as it has followed, it says so.
 func TestRootsThatAreNeededToFollowAreInUse(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		ctx := t.Context()
@@ -291,8 +291,8 @@ func TestRekeyWhoseEndAFailoverLost(t *testing.T) {
 	})
 }
 
-// A root whose slot was removed is let in again by people alone: not by an old deployment, though the root that it calls
-// the old one is the active one.
+// A root whose slot was removed is let in again by people alone: not by an old deployment, though the root that it
+// calls the old one is the active one.
 func TestRootsThatWereRemovedDoNotComeBack(t *testing.T) {
 	ctx := t.Context()
 	s, first, leaked := memstore.New(), newStub(t), newStub(t)

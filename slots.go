@@ -262,8 +262,10 @@ func (r reader) follow(ctx context.Context, fam *family) error {
 		if err := r.adopt(ctx, unknown); err != nil || !r.tx {
 			return err
 		}
-		last := r.m.slots.Load().Keys
-		if before := last[len(last)-1].Previous; !r.m.ring.has(before) && slices.ContainsFunc(unknown, func(kid []byte) bool { return bytes.Equal(kid, before) }) {
+		keys := r.m.slots.Load().Keys
+		before := keys[len(keys)-1].Previous
+		isBefore := func(kid []byte) bool { return bytes.Equal(kid, before) }
+		if !r.m.ring.has(before) && slices.ContainsFunc(unknown, isBefore) {
 			return fmt.Errorf("the transaction shows a state from before the last rekey, so roll it back and try again: %w", store.ErrUnavailable)
 		}
 	case changed:

@@ -58,8 +58,8 @@ type Wrapper struct {
 
 var _ wrapping.Wrapper = (*Wrapper)(nil)
 
-// Open opens the key at a place, for which it logs in, unless another wrapper of this process is logged in to the token:
-// its PIN is then not tried. The error is [ErrPIN], [ErrNoKey], the module's own, or that of ctx, in which case
+// Open opens the key at a place, for which it logs in, unless another wrapper of this process is logged in to the
+// token: its PIN is then not tried. The error is [ErrPIN], [ErrNoKey], the module's own, or that of ctx, in which case
 // it may be one of these too. [Wrapper.Close] has to be called in the end.
 func Open(ctx context.Context, place Place) (*Wrapper, error) {
 	m, err := load(place.Module)
