@@ -74,6 +74,7 @@ func openAli(ctx context.Context, a address) (vendor, error) {
 		return vendor{}, aliWording().sentence(lookAtKey, verdict{ErrUnreachable, "its answer names no key"})
 	}
 	return vendor{
+		begin:   oneByOne(),
 		wrapper: w, keyID: keyID, envelope: true, explain: explainAli,
 		sealed: func(id string) bool { return id == keyID },
 	}, nil

@@ -25,9 +25,13 @@ func call[T any](ctx context.Context, v *vendor, operation string, f func(contex
 			return zero, ended(ctx, operation)
 		}
 	}
+	its := ctx
+	if v.detached {
+		its = context.WithoutCancel(ctx)
+	}
 	result, err := within(ctx, func() (T, error) {
 		defer end()
-		return f(ctx)
+		return f(its)
 	}, drop)
 	switch {
 	case err == nil:
@@ -36,6 +40,20 @@ func call[T any](ctx context.Context, v *vendor, operation string, f func(contex
 		return zero, ended(ctx, operation)
 	}
 	return zero, explained(v.explain, operation, err)
+}
+
+// oneByOne is a [vendor.begin] for a library that several goroutines may not call at once. Who is called waits until
+// the call before has ended, also one that nobody waits for any more.
+func oneByOne() func(context.Context) (func(), error) {
+	turn := make(chan struct{}, 1)
+	return func(ctx context.Context) (func(), error) {
+		select {
+		case turn <- struct{}{}:
+			return func() { <-turn }, nil
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
 }
 
 // setUp has a wrapper made ready for use, which is where most of them call their vendor for the first time.

@@ -94,7 +94,8 @@ func openOCI(ctx context.Context, a address) (vendor, error) {
 		return vendor{}, err
 	}
 	return vendor{
-		wrapper: w, keyID: p.key, envelope: true, explain: explainOCI,
+		detached: true,
+		wrapper:  w, keyID: p.key, envelope: true, explain: explainOCI,
 		sealed: func(id string) bool { return id == p.key || strings.HasPrefix(id, "ocid1.keyversion.") },
 	}, nil
 }

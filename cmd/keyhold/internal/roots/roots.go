@@ -47,6 +47,8 @@ type vendor struct {
 	// begin waits until the wrapper can be called, and has the call end with ctx. Nil: the wrapper does that by itself.
 	begin func(ctx context.Context) (end func(), err error)
 	close func(context.Context) error
+	// detached: the library does not see that ctx ends, as it reads and writes the same at once then.
+	detached bool
 	// inline: no call leaves the process, so that none is waited for.
 	inline bool
 }
