@@ -132,7 +132,8 @@ func TestFleetRotatesOnceAPeriod(t *testing.T) {
 	fleetEach(t, func(t *testing.T, w *fleetWorld) { fleetPeriods(t, w, false) })
 }
 
-// A process that starts beside many others takes a second for it, under the race detector, and is to be restarted in two.
+// A process that starts beside many others takes a second for it, under the race detector, and is to be restarted in
+// two.
 func TestFleetRotatesOnceAPeriodWhenItIsRestartedAllTheTime(t *testing.T) {
 	fleetAlone(t, func(t *testing.T, w *fleetWorld) { fleetPeriods(t, w, true) })
 }
