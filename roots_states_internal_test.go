@@ -53,6 +53,22 @@ func TestRekeyToAThirdKeyIsRefused(t *testing.T) {
 	}
 }
 
+// Of two pins one would have to be that of the key that is yet to be made.
+func TestRekeyBeginsWithOnePin(t *testing.T) {
+	s, root := memstore.New(), newStub(t)
+	pin := openedBy(t, s, root, nil).Pin()
+	m := openedBy(t, s, root, func(c *Config) { c.Pins = []string{pin, strings.Repeat("0", 64)} })
+	_, err := m.Rekey(t.Context(), func([]byte) (string, error) {
+		t.Error("a recovery file was to be written")
+		return "", nil
+	})
+	wants(t, err, ErrPin)
+	if in, err := s.Installation(t.Context()); err != nil || len(in.Keys) != 1 || in.Seq != 1 {
+		t.Errorf("it was begun: %+v, %v", in, err)
+	}
+	rekeyed(t, openedBy(t, s, root, func(c *Config) { c.Pins = []string{pin} }))
+}
+
 // An instance that has not followed a rekey yet will do so by its root's new slot, which is therefore in use; as soon
 // as it has followed, it says so.
 func TestRootsThatAreNeededToFollowAreInUse(t *testing.T) {
@@ -327,6 +343,9 @@ func TestNothingStoredTellsOfTheRootsKey(t *testing.T) {
 	its := raw[8:40]
 	in, err := s.Installation(t.Context())
 	check(t, err)
+	if id := "khr_" + key.Base32(raw[:8]); id != in.Slots[0].WrapperKeyID || !bytes.Contains(in.Slots[0].Blob, []byte(id)) {
+		t.Fatalf("the key is not where it was looked for: %s, and the slot's root is %s", id, in.Slots[0].WrapperKeyID)
+	}
 	stored := fmt.Appendf(nil, "%+v %s", in, bytes.Join([][]byte{in.Slots[0].Blob, in.MAC, in.IKKID, in.Inst}, nil))
 	for name, sum := range map[string][]byte{
 		"itself": its, "SHA-256": sum256(its), "SHA-256 of the text": sum256(bytes.TrimSpace(text)), "SHA-256 of id and key": sum256(raw[:40]),
