@@ -20,7 +20,7 @@ BENCHTIME ?= 100ms
 export KEYHOLD_TEST_INSTALL ?= 1
 
 # The root package may export so many names, and no more. Raising it takes a reason in the commit message.
-EXPORTED_MAX ?= 80
+EXPORTED_MAX ?= 86
 
 # each runs a command in every module and stops at the first that fails: $(call each,command)
 each = @set -e; for dir in $(MODULES); do echo "== $$dir: $(1)"; (cd "$$dir" && $(1)); done

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"keyhold.example/keyhold/internal/seal"
+	"keyhold.example/keyhold/internal/secret"
 	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/store"
 )
@@ -15,13 +16,11 @@ import (
 // Bounds of the cache. An opened key takes about 2 KiB, a snapshot of a key with one version 2 KiB and of each further
 // one 200 bytes, the others about 150 bytes.
 const (
-	maxOpened    = 16_384
-	maxSnapshots = 16_384
-	maxSeen      = 131_072
-	maxRefs      = 16_384
-	maxBudgets   = 16_384
-	maxDurable   = 16_384
-	maxLost      = maxSnapshots
+	defaultCached = 16_384 // opened keys, and snapshots
+	maxSeen       = 131_072
+	maxRefs       = 16_384
+	maxBudgets    = 16_384
+	maxDurable    = 16_384
 )
 
 // cache keeps what is costly to make or to read again.
@@ -31,6 +30,7 @@ const (
 // are right, which who asks for them looks at. The highest sequence number that was seen of each key is remembered,
 // too.
 type cache struct {
+	limit     int
 	mu        sync.Mutex
 	opened    lru[key.ID, opened]
 	seen      lru[key.ID, uint64]
@@ -58,6 +58,7 @@ type opened struct {
 	row      store.Version
 	parent   *seal.Parent     // of a root key version made here
 	messages *seal.MessageKey // of a data key version for messages
+	raw      *secret.Shared   // of a data key version of raw bytes
 	kept     bool             // whether it is in the cache, and others may be using it
 }
 
@@ -67,16 +68,16 @@ func (o *opened) same(v *store.Version) bool {
 		bytes.Equal(o.row.IKKID, v.IKKID) && bytes.Equal(o.row.Commit, v.Commit) && bytes.Equal(o.row.Blob, v.Blob)
 }
 
-func newCache() *cache {
-	c := &cache{fills: map[key.Ref]*filling{}, work: make(chan struct{}, 1)}
+func newCache(limit int) *cache {
+	c := &cache{limit: limit, fills: map[key.Ref]*filling{}, work: make(chan struct{}, 1)}
 	c.empty()
 	return c
 }
 
 func (c *cache) empty() {
-	c.opened, c.seen = newLRU[key.ID, opened](maxOpened), newLRU[key.ID, uint64](maxSeen)
-	c.snapshots, c.refs = newLRU[key.Ref, *snapshot](maxSnapshots), newLRU[key.ID, key.Ref](maxRefs)
-	c.budgets, c.lost = newLRU[key.ID, *budget](maxBudgets), newLRU[key.Ref, *snapshot](maxLost)
+	c.opened, c.seen = newLRU[key.ID, opened](c.limit), newLRU[key.ID, uint64](maxSeen)
+	c.snapshots, c.refs = newLRU[key.Ref, *snapshot](c.limit), newLRU[key.ID, key.Ref](maxRefs)
+	c.budgets, c.lost = newLRU[key.ID, *budget](maxBudgets), newLRU[key.Ref, *snapshot](c.limit)
 	c.durable = newLRU[key.ID, struct{}](maxDurable)
 }
 
@@ -84,6 +85,16 @@ func (c *cache) snapshot(ref key.Ref) (*snapshot, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.snapshots.get(ref)
+}
+
+// peek is snapshot, for who does not use the key.
+func (c *cache) peek(ref key.Ref) (*snapshot, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e, ok := c.snapshots.byKey[ref]; ok {
+		return e.Value.(*entry[key.Ref, *snapshot]).value, true
+	}
+	return nil, false
 }
 
 // keepSnapshot keeps what was read after forgotten said so.
@@ -154,9 +165,20 @@ func (c *cache) forget(root key.ID, scope key.Scope) {
 	for ref, e := range c.snapshots.byKey {
 		kept := e.Value.(*entry[key.Ref, *snapshot])
 		if ref.Scope == scope || kept.value.family.Root.ID == root {
-			was := kept.value
-			kept.value = &snapshot{family: was.family, read: was.read, begun: was.begun}
-			kept.value.used.Store(was.used.Load())
+			kept.value = kept.value.toCompare()
+		}
+	}
+}
+
+// forgetKey is forget for one data key, which stands under ref unless its scope was renamed.
+func (c *cache) forgetKey(id key.ID, ref key.Ref) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.forgets++
+	if e, ok := c.snapshots.byKey[ref]; ok {
+		kept := e.Value.(*entry[key.Ref, *snapshot])
+		if kept.value.family.Data[0].ID == id {
+			kept.value = kept.value.toCompare()
 		}
 	}
 }
@@ -190,6 +212,7 @@ func (c *cache) dropIdle() {
 	c.mu.Lock()
 	var keys []*seal.MessageKey
 	for _, o := range c.opened.idle() {
+		o.raw.Clear()
 		if o.messages != nil {
 			keys = append(keys, o.messages)
 		}
@@ -201,7 +224,7 @@ func (c *cache) dropIdle() {
 // toRefresh is at most so many of the kept keys that are to be read again before somebody has to wait for that, the
 // most recently used first: those that were used and have changed, by now's epochs, or are about to be too old; and
 // before them those in the given buckets, which the database may have lost.
-func (c *cache) toRefresh(now *reading, clock instant, back store.BucketSet, limit int) (refs []key.Ref) {
+func (c *cache) toRefresh(now *reading, clock instant, after time.Duration, back store.BucketSet, limit int) (refs []key.Ref) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for ref, e := range c.snapshots.byKey {
@@ -213,7 +236,7 @@ func (c *cache) toRefresh(now *reading, clock instant, back store.BucketSet, lim
 	limit += len(refs)
 	for e := c.snapshots.order.Front(); e != nil && len(refs) < limit; e = e.Next() {
 		kept := e.Value.(*entry[key.Ref, *snapshot])
-		if s := kept.value; s.used.Load() && (!s.valid(now, seals) || clock.since(s.read) >= refreshAfter) {
+		if s := kept.value; s.used.Load() && (!s.valid(now, seals) || clock.since(s.read) >= after) {
 			refs = append(refs, kept.key)
 		}
 	}
@@ -305,11 +328,17 @@ func (c *cache) keep(o opened) opened {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if first, ok := c.opened.get(o.row.ID); ok && bytes.Equal(first.row.Commit, o.row.Commit) {
-		o.parent, o.messages = first.parent, first.messages
+		if o.raw != first.raw {
+			o.raw.Clear()
+		}
+		o.parent, o.messages, o.raw = first.parent, first.messages, first.raw
 	}
 	o.kept = true
-	if dropped, ok := c.opened.put(o.row.ID, o); ok && dropped.messages != nil {
-		dropped.messages.Forget()
+	if dropped, ok := c.opened.put(o.row.ID, o); ok {
+		dropped.raw.Clear()
+		if dropped.messages != nil {
+			dropped.messages.Forget()
+		}
 	}
 	return o
 }
@@ -366,7 +395,9 @@ func (c *cache) clear() {
 	defer c.mu.Unlock()
 	var keys []*seal.MessageKey
 	for _, e := range c.opened.byKey {
-		if o := e.Value.(*entry[key.ID, opened]).value; o.messages != nil {
+		o := e.Value.(*entry[key.ID, opened]).value
+		o.raw.Clear()
+		if o.messages != nil {
 			keys = append(keys, o.messages)
 		}
 	}

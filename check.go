@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 
 	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/store"
@@ -27,7 +28,24 @@ func (m *Manager) Check(ctx context.Context) ([]store.Finding, error) {
 		}
 		findings = append(findings, found...)
 	}
-	return findings, nil
+	found, err := m.checkNames(ctx)
+	return append(findings, found...), err
+}
+
+// checkNames checks what is known of the names of raw keys.
+func (m *Manager) checkNames(ctx context.Context) (findings []store.Finding, err error) {
+	var names []store.Name
+	err = m.step(ctx, func(ctx context.Context) (err error) {
+		names, err = m.store.NamesNotUnder(ctx, [16]byte{}, math.MaxInt32) // no installation key has that kid
+		return err
+	})
+	for i := range names {
+		n := &names[i]
+		if !m.nameFits(n) {
+			findings = append(findings, store.Finding{Subject: fmt.Sprintf("name %q under %s", n.Purpose, n.RootKeyID), Problem: "its MAC does not fit"})
+		}
+	}
+	return findings, err
 }
 
 // checkRows checks what can be seen without keys, and the slots.

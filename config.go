@@ -1,11 +1,13 @@
 package keyhold
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"time"
 
@@ -13,6 +15,7 @@ import (
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/trace"
 
+	"keyhold.example/keyhold/internal/rotor"
 	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/store"
 )
@@ -69,6 +72,11 @@ type Config struct {
 	RawPurposes   []key.Purpose
 	IndexPurposes []key.Purpose
 
+	// Generators make the versions of raw keys that name them ([RawKey]), besides those that every process has
+	// ([DefaultGenerator]). A process that lacks the one of a key leaves its rotation to others. The name is 1 to 255
+	// bytes, of the form of a purpose.
+	Generators map[string]Generator
+
 	// Policies are the policies of new keys, by purpose; that of root keys stands under the empty purpose. Any other
 	// key in it has to be one of the purposes above. A purpose that is not in it has the zero [Policy]. Keys that are
 	// there keep theirs until [Manager.SetPolicy] changes it.
@@ -103,6 +111,22 @@ type Config struct {
 	// most: who destroys a version has to wait for so long for an instance that died. What a machine was suspended for
 	// counts.
 	SealFor, OpenFor time.Duration
+
+	// CacheKeys is how many data keys, and as many versions, are kept ready at most: at about 4 KiB each. Zero is
+	// 16,384. One more has the one that was not used for longest read again.
+	CacheKeys int
+
+	// CacheFor is for how long a key is used before it is read again though nothing says that it has changed, while the
+	// database answers. Zero is ten minutes. A change is noticed much sooner (Strict); this is against who hides one.
+	CacheFor time.Duration
+
+	// MaintainEvery is how often Run looks for what is to be rewrapped, given up, or removed of old roots; of all
+	// instances one does it. Zero is an hour; otherwise a minute at least.
+	MaintainEvery time.Duration
+
+	// LeaseFor is for how long the others wait for an instance that died at its work before they go on with it. Zero is
+	// a minute; otherwise 10 s to an hour. What one key takes has to be less than half of it.
+	LeaseFor time.Duration
 
 	// Durability says when a new key may seal; it matters to whoever keeps ciphertext outside the database.
 	Durability Durability
@@ -152,6 +176,12 @@ type settings struct {
 	onEvent    func(context.Context, Event)
 
 	removeRootsAfter time.Duration
+
+	generators    map[string]Generator
+	cached        int
+	snapshotLife  time.Duration
+	maintainEvery time.Duration
+	leaseFor      time.Duration
 }
 
 type purposeOf struct {
@@ -166,6 +196,12 @@ func (c Config) check(needsRoot bool) (settings, error) {
 		return settings{}, err
 	}
 	s.oldRoots, s.removeRootsAfter = slices.Clone(c.OldRoots), c.RemoveRootsAfter
+	if err := errors.Join(c.checkGenerators(), c.checkTimes()); err != nil {
+		return settings{}, err
+	}
+	s.generators = maps.Clone(c.Generators)
+	s.cached, s.snapshotLife = cmp.Or(c.CacheKeys, defaultCached), cmp.Or(c.CacheFor, defaultSnapshotLife)
+	s.maintainEvery, s.leaseFor = cmp.Or(c.MaintainEvery, maintainEvery), cmp.Or(c.LeaseFor, rotor.DefaultLease)
 	if s.timeout == 0 {
 		s.timeout = DefaultTimeout
 	}
@@ -221,6 +257,20 @@ func (c Config) check(needsRoot bool) (settings, error) {
 		s.pins = append(s.pins, [32]byte(pin))
 	}
 	return s, nil
+}
+
+func (c Config) checkTimes() error {
+	switch {
+	case c.CacheKeys < 0:
+		return key.Invalid("Config.CacheKeys", fmt.Sprint(c.CacheKeys), "it is negative")
+	case c.CacheFor < 0:
+		return key.Invalid("Config.CacheFor", c.CacheFor.String(), "it is negative")
+	case c.MaintainEvery != 0 && c.MaintainEvery < time.Minute:
+		return key.Invalid("Config.MaintainEvery", c.MaintainEvery.String(), "it is less than a minute")
+	case c.LeaseFor != 0 && (c.LeaseFor < 10*time.Second || c.LeaseFor > time.Hour):
+		return key.Invalid("Config.LeaseFor", c.LeaseFor.String(), "it is 10 s to an hour")
+	}
+	return nil
 }
 
 func (c Config) checkRoots(needed bool) error {

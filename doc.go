@@ -22,6 +22,9 @@
 // in a column that references kms_data_key_version(private_id): then the database itself refuses to lose a key that is
 // in use.
 //
+// Whoever only wants the bytes of keys, by name and version, to encrypt with something else, makes raw keys
+// ([Manager.MakeRaw], [Manager.Raw]). Their names are purposes. Package dekmanager has the same in another API.
+//
 // # Promises
 //
 // A version seals only after it was read back, committed, from the database. What was made inside the application's own

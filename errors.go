@@ -2,6 +2,7 @@ package keyhold
 
 import (
 	"errors"
+	"fmt"
 
 	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/store"
@@ -53,6 +54,14 @@ var (
 
 	// ErrPurpose: the key is for something else, such as blind indexes where messages were to be sealed.
 	ErrPurpose = errors.New("key is for another use")
+
+	// ErrRemoved: the raw key of that name was removed, and the name was not registered since. It is an [ErrNotFound],
+	// too. [Manager.RegisterRaw] allows a new key, whose numbers go on where those of the removed one ended.
+	ErrRemoved = fmt.Errorf("the key of that name was removed: %w", ErrNotFound)
+
+	// ErrGenerator: a raw key's versions are made by a generator that this process does not have. Give it in
+	// [Config.Generators]. What is there can be had without it.
+	ErrGenerator = errors.New("no such generator in Config.Generators")
 
 	// ErrTooLarge: a plaintext of more than 64 MiB or a context of more than 64 KiB. Nothing was sealed.
 	ErrTooLarge = errors.New("too large to seal")

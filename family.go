@@ -261,7 +261,7 @@ func (m *Manager) verifyKey(k *store.Key) error {
 func (m *Manager) manifestOf(k *store.Key) (envelope.Manifest, error) {
 	manifest := envelope.Manifest{
 		Inst: m.ring.inst, Kind: k.Kind, KeyID: k.ID, Purpose: k.Purpose, Seq: k.Seq, Head: k.Head,
-		Policy: envelope.Policy{RotateEvery: k.RotateEvery, MaxMessages: k.MaxMessages},
+		Policy: envelope.Policy{RotateEvery: k.RotateEvery, MaxMessages: k.MaxMessages, Generator: k.Generator},
 	}
 	switch k.Kind {
 	case key.KEK:

@@ -111,7 +111,7 @@ func TestRunEndsAtOnce(t *testing.T) {
 // is kept beyond the limit.
 func TestTheCacheHoldsManyGoroutinesAtOnce(t *testing.T) {
 	const goroutines, names, limit = 8, 100, 60
-	c := newCache()
+	c := newCache(defaultCached)
 	c.snapshots = newLRU[Ref, *snapshot](limit)
 	ref := func(i int) Ref { return Ref{Scope: "s", Purpose: Purpose(fmt.Sprint("p", i%names))} }
 	var wg sync.WaitGroup

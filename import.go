@@ -243,7 +243,10 @@ func importVersion(v ImportedVersion, id seal.Identity, parent *seal.Parent, par
 		created = now
 	}
 	row, err := newVersion(opened, parent, parentID, v.Number, created)
-	row.ID, row.State = v.ID, key.Retired
+	row.State = key.Retired
+	if id.Alg == key.Imported {
+		row.ID = v.ID
+	}
 	return row, err
 }
 

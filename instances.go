@@ -39,10 +39,12 @@ func (m *Manager) newEpochs() (*epochs, error) {
 	}
 	m.self = store.Instance{ID: id, Name: processName(), Life: int64((m.sealFor + lifeMargin) / time.Second)}
 	life, end := context.WithCancel(context.Background()) //nolint:forbidigo // it ends with Close
+	clock, mono := clocks()
 	return &epochs{
 		life: life, end: end, limit: m.limited(askLimit),
 		slot:      func() key.ID { return m.slots.Load().own },
-		clock:     clock(),
+		clock:     clock,
+		mono:      mono,
 		telemetry: &m.telemetry,
 		lives:     [2]time.Duration{opens: m.openFor, seals: m.sealFor},
 		read: func(ctx context.Context, signs bool, seen [store.Buckets]uint64) (store.Epochs, error) {
@@ -79,6 +81,17 @@ func processName() string {
 // changed says that m has changed a key of the root key or the scope, or may have.
 func (m *Manager) changed(root key.ID, scope key.Scope) {
 	m.cache.forget(root, scope)
+	m.epochs.changed()
+	signal(m.ownChange)
+}
+
+// changedKey is changed for one key alone: of a data key the others of its scope stay as they are.
+func (m *Manager) changedKey(k *store.Key) {
+	if k.Kind == key.KEK {
+		m.changed(k.ID, "")
+		return
+	}
+	m.cache.forgetKey(k.ID, key.Ref{Scope: k.Scope, Purpose: k.Purpose})
 	m.epochs.changed()
 	signal(m.ownChange)
 }

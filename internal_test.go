@@ -135,7 +135,7 @@ func TestDestroyedNumberIsNotUsedAgain(t *testing.T) {
 	r := m.committed()
 	fam, k, err := r.forChange(t.Context(), inner)
 	check(t, err)
-	next, err := m.nextKey(fam, k)
+	next, err := m.nextKey(t.Context(), fam, k)
 	check(t, err)
 	check(t, r.addPending(t.Context(), fam, k, next))
 	step(t, m, inner, 2, key.Destroyed)
@@ -172,7 +172,7 @@ func TestWellSignedRowsStillKeepTheRules(t *testing.T) {
 	r := m.committed()
 	fam, k, err := r.forChange(t.Context(), inner)
 	check(t, err)
-	next, err := m.nextKey(fam, k)
+	next, err := m.nextKey(t.Context(), fam, k)
 	check(t, err)
 	check(t, r.addPending(t.Context(), fam, k, next))
 	s.Edit(func(d *memstore.Data) {
@@ -268,7 +268,7 @@ func TestCacheHoldsNothingOfTransactions(t *testing.T) {
 // The cache asks for what is there now by id and commitment, keeps the first of two that race, and forgets the least
 // recently used.
 func TestCache(t *testing.T) {
-	c := newCache()
+	c := newCache(defaultCached)
 	c.opened = newLRU[key.ID, opened](2)
 	row := func(id key.ID, commit byte) *store.Version {
 		return &store.Version{ID: id, Commit: append(make([]byte, 31), commit)}
@@ -468,7 +468,7 @@ func TestNumbersEnd(t *testing.T) {
 	r := m.committed()
 	fam, k, err := r.forChange(t.Context(), inner)
 	check(t, err)
-	next, err := m.nextKey(fam, k)
+	next, err := m.nextKey(t.Context(), fam, k)
 	check(t, err)
 	full := *k
 	full.Tombstones = []store.Tombstone{{Number: key.MaxVersion}}

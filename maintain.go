@@ -32,7 +32,7 @@ type turn struct {
 func (m *Manager) maintainLoop(ctx context.Context) error {
 	s := m.newSweep()
 	turns := []*turn{
-		{name: "maintain", every: maintainEvery, do: s.maintain, of: func() bool { return !s.m.slots.Load().isOld() }},
+		{name: "maintain", every: m.maintainEvery, do: s.maintain, of: func() bool { return !s.m.slots.Load().isOld() }},
 		{name: "tidy", every: tidyEvery, do: s.tidy, of: func() bool { return true }},
 	}
 	for {

@@ -34,6 +34,8 @@ type Manager struct {
 
 	telemetry telemetry
 	watch     watch
+	hotRaws   hotRaws
+	ticker    ticker
 
 	// What one goroutine tells another, once of many times.
 	heard     chan struct{} // a key has changed somewhere
@@ -87,12 +89,12 @@ func prepared(s store.Store, cfg Config, needsRoot bool) (*Manager, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Manager{settings: set, store: s, cache: newCache()}
+	m := &Manager{settings: set, store: s, cache: newCache(set.cached)}
 	if m.telemetry, err = newTelemetry(cfg.Meter, cfg.Tracer); err != nil {
 		return nil, fmt.Errorf("make the instruments of Config.Meter: %w", err)
 	}
 	m.unknownIDs, m.unknownRefs = newLimiter(), newLimiter()
-	m.adopting = make(chan struct{}, 1)
+	m.adopting, m.ticker.wake = make(chan struct{}, 1), make(chan struct{}, 1)
 	m.heard, m.ownChange = make(chan struct{}, 1), make(chan struct{}, 1)
 	m.epochs, err = m.newEpochs()
 	return m, err

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"keyhold.example/keyhold/internal/seal"
+	"keyhold.example/keyhold/internal/secret"
 	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/store"
 )
@@ -39,6 +40,8 @@ func (r reader) open(fam *store.Family, k *store.Key, v *store.Version) (opened,
 	defer unwrapped.Close()
 	o := opened{row: *v}
 	switch {
+	case v.Alg == key.Raw:
+		o.raw = secret.NewShared(unwrapped.Bytes().Reveal())
 	case v.Alg != key.Message:
 	case k.Kind == key.KEK:
 		o.parent, err = unwrapped.Parent()
@@ -57,7 +60,11 @@ func (r reader) open(fam *store.Family, k *store.Key, v *store.Version) (opened,
 
 // release closes what open returned, unless it is in the cache, where others use it too.
 func (o *opened) release() {
-	if !o.kept && o.messages != nil {
+	if o.kept {
+		return
+	}
+	o.raw.Clear()
+	if o.messages != nil {
 		o.messages.Close()
 	}
 }

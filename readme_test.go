@@ -13,7 +13,7 @@ func TestReadmeShowsTheExamples(t *testing.T) {
 	readme, err := os.ReadFile("README.md")
 	must(t, err)
 	shown := strings.Split(string(readme), "```go\n")[1:]
-	examples := []string{"example_test.go", "example_tx_test.go", "example_postgres_test.go"}
+	examples := []string{"example_test.go", "example_tx_test.go", "example_postgres_test.go", "example_raw_test.go"}
 	if len(shown) != len(examples) {
 		t.Fatalf("the README has %d pieces of code, and there are %d examples", len(shown), len(examples))
 	}

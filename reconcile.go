@@ -103,7 +103,7 @@ func (m *Manager) reconcileBatch(
 	for i := range families {
 		data, err := r.missingKey(ctx, families[i], p)
 		switch {
-		case errors.Is(err, store.ErrNotFound): // it was deleted meanwhile
+		case errors.Is(err, store.ErrNotFound) && !errors.Is(err, ErrRemoved): // it was deleted meanwhile
 		case err != nil:
 			wrong = append(wrong, err)
 		case data != nil:
@@ -132,6 +132,13 @@ func (r reader) missingKey(ctx context.Context, read store.Family, p purposeOf) 
 		if fam.Data[i].Purpose == p.purpose {
 			return nil, nil //nolint:nilnil // as it says
 		}
+	}
+	if p.alg == key.Raw {
+		data, err := r.missingRaw(ctx, key.Ref{Scope: fam.Root.Scope, Purpose: p.purpose}, p.policy)
+		if errors.Is(err, store.ErrConflict) {
+			return nil, nil //nolint:nilnil // as it says
+		}
+		return &data, err
 	}
 	head, _ := headOf(&fam.Root)
 	parent, err := r.parent(&fam.Family, head.ID)

@@ -37,7 +37,7 @@ func (m *Manager) refreshKept(ctx context.Context) {
 	if now == nil {
 		return
 	}
-	for _, ref := range m.cache.toRefresh(now, m.epochs.clock(), back, refreshAtOnce) {
+	for _, ref := range m.cache.toRefresh(now, m.epochs.clock(), m.snapshotLife/5*4, back, refreshAtOnce) {
 		err := m.step(ctx, func(ctx context.Context) error {
 			_, err := m.hot(opens).fill(ctx, ref, now, false)
 			return err

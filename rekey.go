@@ -61,6 +61,9 @@ func (m *Manager) Rekey(ctx context.Context, escrow EscrowFunc) (Rekeyed, error)
 	total := 0
 	for {
 		n, err := m.moveAll(ctx, kid)
+		if err == nil {
+			err = m.moveNames(ctx, kid)
+		}
 		total += n
 		if err != nil {
 			return Rekeyed{Pin: m.Pin(), Keys: total}, fmt.Errorf("rekey: %w", err)

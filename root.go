@@ -116,6 +116,8 @@ func (m *Manager) openAnySlot(
 			fmt.Sprintf("%v: its slot %s was removed: %s; the active root is %s", ErrRoot, removed, rootName(wrapperType, keyID), active),
 			[]error{ErrRoot, errRemoved},
 		}
+	case wrapperType == rawRootType && len(candidates) > 0:
+		return nil, "", fmt.Errorf("%w: the given key is another one than that of the active root, %s", ErrRoot, active)
 	case keyID == "" && len(candidates) > 0:
 		err = &wordedError{
 			fmt.Sprintf("%v: %s failed, or it is another one than the active root, %s", ErrRoot, wrapperType, active), []error{ErrRoot, errUnsure},
@@ -132,6 +134,10 @@ func (m *Manager) openAnySlot(
 	}
 	return nil, "", err
 }
+
+// rawRootType is the type of package localroot's roots from given bytes. They have no id, and never fail but by being
+// another key.
+const rawRootType = "keyhold-raw"
 
 // errRemoved says of a root that somebody has taken its slot away.
 var errRemoved = errors.New("the root's slot was removed")

@@ -61,12 +61,8 @@ func (m *Manager) rotate(
 
 	r := read()
 	r.use = seals
-	var next *seal.Key // the version that this call adds, once it is made
-	defer func() {
-		if next != nil {
-			next.Close()
-		}
-	}()
+	var next madeKey // the version that this call adds, once it is made
+	defer func() { next.drop() }()
 	for {
 		fam, k, err := r.forRotation(ctx, ref)
 		read := m.epochs.begun.Load()
@@ -77,8 +73,11 @@ func (m *Manager) rotate(
 		if onlyAfter != 0 && k.Head != onlyAfter {
 			return k.Head, nil
 		}
+		if k.ID != next.of { // not made yet, or the name's key is another one by now
+			next.drop()
+		}
 		newest := &k.Versions[len(k.Versions)-1]
-		switch mine := ownVersion(k, next); {
+		switch mine := ownVersion(k, next.Key); {
 		case mine != nil && mine.State != key.Pending:
 			return mine.Number, nil
 		case newest.State == key.Pending:
@@ -89,17 +88,31 @@ func (m *Manager) rotate(
 				return newest.Number, nil
 			}
 		default:
-			if next == nil {
-				if next, err = m.nextKey(fam, k); err != nil {
+			if next.Key == nil {
+				if next.Key, err = m.nextKey(ctx, fam, k); err != nil {
 					return 0, err
 				}
+				next.of = k.ID
 			}
-			err = r.addPending(ctx, fam, k, next)
+			err = r.addPending(ctx, fam, k, next.Key)
 		}
 		if err := again(ctx, &r, err); err != nil {
 			return 0, fmt.Errorf("rotate %v: %w", ref, err)
 		}
 	}
+}
+
+// madeKey is a key that was made to become a version of another; nil if none was yet.
+type madeKey struct {
+	*seal.Key
+	of key.ID
+}
+
+func (k *madeKey) drop() {
+	if k.Key != nil {
+		k.Close()
+	}
+	*k = madeKey{}
 }
 
 // again says whether to read again what is in the database and decide anew, as somebody else was first or it is unknown
@@ -154,15 +167,17 @@ func (fam *family) forChange(ref key.Ref) (*store.Family, *store.Key, error) {
 }
 
 // nextKey makes the key of the next version, for the same use as the head's.
-func (m *Manager) nextKey(fam *store.Family, k *store.Key) (*seal.Key, error) {
+func (m *Manager) nextKey(ctx context.Context, fam *store.Family, k *store.Key) (*seal.Key, error) {
 	head, _ := headOf(k)
 	alg := head.Alg
 	if alg == key.Imported {
 		alg = key.Message
 	}
-	return seal.Generate(seal.Identity{
-		Kind: k.Kind, Inst: m.ring.inst, RootKeyID: fam.Root.ID, Purpose: k.Purpose, Alg: alg,
-	})
+	id := seal.Identity{Kind: k.Kind, Inst: m.ring.inst, RootKeyID: fam.Root.ID, Purpose: k.Purpose, Alg: alg}
+	if alg == key.Raw {
+		return m.generate(ctx, id, k.Generator)
+	}
+	return seal.Generate(id)
 }
 
 // ownVersion returns the version of k that next became, or nil.
@@ -235,7 +250,7 @@ func (r reader) update(ctx context.Context, k, changed *store.Key, u store.Updat
 	u.Inst, u.Kind, u.KeyID, u.From = r.inst(), k.Kind, k.ID, k.Seq
 	u.Manifest, u.RotateAt, u.Lease = changed.Manifest, changed.RotateAt, r.under
 	// Inside a transaction it is only what the next call asks: when that is committed, nobody says.
-	defer r.m.changed(rootOf(k), "")
+	defer r.m.changedKey(k)
 	err := r.q.Update(ctx, u)
 	if err == nil && !r.tx {
 		r.m.cache.saw(k.ID, changed.Seq)

@@ -62,7 +62,7 @@ func (m *Manager) Run(ctx context.Context) error {
 		m.hand(ctx, e) // New has logged it
 	}
 	var wg sync.WaitGroup
-	for _, loop := range []func(context.Context) error{m.pollLoop, m.listenLoop, m.notifyLoop, m.sweepLoop, m.maintainLoop} {
+	for _, loop := range []func(context.Context) error{m.pollLoop, m.listenLoop, m.notifyLoop, m.sweepLoop, m.maintainLoop, m.tickLoop} {
 		wg.Go(func() {
 			if err := loop(ctx); err != nil {
 				cancel(err)
@@ -248,7 +248,7 @@ type sweep struct {
 }
 
 func (m *Manager) newSweep() *sweep {
-	return &sweep{m: m, sweeper: rotor.Sweeper{Fleet: m.store, Owner: m.self.ID}}
+	return &sweep{m: m, sweeper: rotor.Sweeper{Fleet: m.store, Owner: m.self.ID, Lease: m.leaseFor}}
 }
 
 func (s *sweep) rotate(ctx context.Context) (err error) {
@@ -379,7 +379,7 @@ func (s *sweep) rotateDue(ctx context.Context, ref key.Ref, d store.Due, under *
 }
 
 func (s *sweep) add(ctx context.Context, r reader, fam *store.Family, k *store.Key) error {
-	next, err := s.m.nextKey(fam, k)
+	next, err := s.m.nextKey(ctx, fam, k)
 	if err != nil {
 		return err
 	}

@@ -28,6 +28,21 @@ func (m *Manager) CreateScope(ctx context.Context, scope key.Scope) error {
 	return m.committed().create(ctx, scope)
 }
 
+// HasScope says whether a scope is there. It takes one round trip, however many keys it has. Errors: [*InvalidError];
+// [*IntegrityError]; [ErrUnavailable].
+func (m *Manager) HasScope(ctx context.Context, scope key.Scope) (bool, error) {
+	ctx, end, err := m.begin(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer end()
+	_, err = m.committed().key(ctx, key.Ref{Scope: scope})
+	if errors.Is(err, store.ErrNotFound) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
 // CreateScopeTx is [Manager.CreateScope] inside the application's transaction, beside the insert of the tenant: both
 // come into being or neither. Until that transaction is committed, only its own calls can use the keys. After
 // [ErrUnavailable] and [ErrUnknownOutcome] it has to be rolled back.
@@ -52,7 +67,7 @@ func (r reader) create(ctx context.Context, scope key.Scope) error {
 		case errors.Is(err, store.ErrNotFound):
 			keys, err = r.m.newFamily(fam.Now, scope)
 		case err == nil:
-			keys, err = r.missingKeys(&fam)
+			keys, err = r.missingKeys(ctx, &fam)
 		}
 		if err != nil || len(keys) == 0 {
 			return r.known(err)
@@ -111,7 +126,7 @@ func (m *Manager) newFamily(now int64, scope key.Scope) ([]store.Key, error) {
 }
 
 // missingKeys makes the data keys that a scope lacks.
-func (r reader) missingKeys(fam *family) ([]store.Key, error) {
+func (r reader) missingKeys(ctx context.Context, fam *family) ([]store.Key, error) {
 	have := map[key.Purpose]*store.Key{}
 	for i := range fam.Data {
 		have[fam.Data[i].Purpose] = &fam.Data[i]
@@ -133,7 +148,12 @@ func (r reader) missingKeys(fam *family) ([]store.Key, error) {
 		if err != nil {
 			return nil, err
 		}
-		data, err := r.m.newDataKey(&fam.Root, head.ID, parent, p, fam.Now)
+		var data store.Key
+		if p.alg == key.Raw {
+			data, err = r.missingRaw(ctx, key.Ref{Scope: fam.Root.Scope, Purpose: p.purpose}, p.policy)
+		} else {
+			data, err = r.m.newDataKey(&fam.Root, head.ID, parent, p, fam.Now)
+		}
 		if err != nil {
 			return nil, err
 		}

@@ -23,13 +23,13 @@ type snapshot struct {
 }
 
 const (
-	// snapshotLife is how long a key is used without being read again, whatever its epoch says, where the database
-	// answers: whoever can write to it can hide a change of a key from the epochs.
-	snapshotLife = 10 * time.Minute
+	// defaultSnapshotLife is how long a key is used without being read again, whatever its epoch says, where the
+	// database answers: whoever can write to it can hide a change of a key from the epochs. After four fifths of it Run
+	// reads a key again that is in use.
+	defaultSnapshotLife = 10 * time.Minute
 
-	// refreshAfter is how old a key that is in use is read again by Run, and refreshAtOnce how many keys are between
-	// two questions, so that a change of many does not become a flood of reads: those that need the others read them.
-	refreshAfter  = 8 * time.Minute
+	// refreshAtOnce is how many keys Run reads between two questions, so that a change of many does not become a flood
+	// of reads: those that need the others read them.
 	refreshAtOnce = 200
 )
 
@@ -44,6 +44,13 @@ func (s *snapshot) valid(now *reading, u use) bool {
 	return s.epochs != nil && (u == opens || s.epochs.registered == now.registered) &&
 		bytes.Equal(s.epochs.Inst, now.Inst) &&
 		s.sameBucket(now, root) && s.sameBucket(now, data) && s.family.Epoch == now.Of(root, data)
+}
+
+// toCompare is s as it is kept when it is not to be used before it was read again.
+func (s *snapshot) toCompare() *snapshot {
+	c := &snapshot{family: s.family, read: s.read, begun: s.begun}
+	c.used.Store(s.used.Load())
+	return c
 }
 
 func (s *snapshot) sameBucket(now *reading, id key.ID) bool {
@@ -85,7 +92,7 @@ func (r reader) snapshotOf(ctx context.Context, ref key.Ref) (family, *answer, e
 	ok = ok && s.valid(now.reading, r.use)
 	// What names an installation key that is over cannot be opened once more.
 	ok = ok && (now.away != nil || s.ring == r.m.ring.changes.Load())
-	if ok && (now.away != nil || r.m.epochs.clock().since(s.read) < snapshotLife) {
+	if ok && (now.away != nil || r.m.epochs.clock().since(s.read) < r.m.snapshotLife) {
 		r.m.telemetry.hits.add()
 		return s.family, &now, r.durable(ctx, headIDOf(&s.family), s.begun)
 	}
@@ -252,7 +259,7 @@ func (r reader) keptOpening(id key.ID, now answer) (family, *store.Version, bool
 		s.used.Store(true)
 	}
 	if !ok || !s.valid(now.reading, r.use) ||
-		now.away == nil && (s.ring != r.m.ring.changes.Load() || r.m.epochs.clock().since(s.read) >= snapshotLife) {
+		now.away == nil && (s.ring != r.m.ring.changes.Load() || r.m.epochs.clock().since(s.read) >= r.m.snapshotLife) {
 		return family{}, nil, false
 	}
 	v, err := opening(&s.family.Data[0], id)

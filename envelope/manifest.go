@@ -2,11 +2,20 @@ package envelope
 
 import "keyhold.example/keyhold/key"
 
-// Policy says when a key is to be rotated. Both numbers are authenticated with the key's manifest (docs/format.md,
+// Policy says when a key is to be rotated, and how. It is authenticated with the key's manifest (docs/format.md,
 // section 7).
 type Policy struct {
 	RotateEvery uint64 // seconds after a version was made until the next is due; 0: never
 	MaxMessages uint64 // messages that one version may seal; 0: unlimited
+	Generator   string // by which versions of a raw data key are made; empty, and then not in it, for the default one
+}
+
+func (p Policy) tuple() []byte {
+	fields := [][]byte{U64(p.RotateEvery), U64(p.MaxMessages)}
+	if p.Generator != "" {
+		fields = append(fields, []byte(p.Generator))
+	}
+	return Tuple("policy", fields...)
 }
 
 // ManifestVersion is one version in a [Manifest]. The number of a version that an import found missing is there too, as
@@ -42,7 +51,28 @@ func (m Manifest) Append(dst []byte) []byte {
 	}
 	return AppendTuple(dst, "kh1/manifest",
 		m.Inst[:], []byte(m.Kind), []byte(m.Owner), []byte(m.Purpose), []byte(m.KeyID), U64(m.Seq), U64(uint64(m.Head)),
-		Tuple("policy", U64(m.Policy.RotateEvery), U64(m.Policy.MaxMessages)), versions)
+		m.Policy.tuple(), versions)
+}
+
+// NameManifest is what is authenticated about the name of a raw data key (section 7).
+type NameManifest struct {
+	Inst      [16]byte
+	RootKeyID key.ID
+	Purpose   key.Purpose
+	Seq       uint64 // grows with every change
+	Generator string // empty for the default one
+	Last      key.Version
+	Removed   bool
+}
+
+// Append appends the bytes that the MAC is over to dst.
+func (m NameManifest) Append(dst []byte) []byte {
+	state := key.Active
+	if m.Removed {
+		state = key.Destroyed
+	}
+	return AppendTuple(dst, "kh1/name",
+		m.Inst[:], []byte(m.RootKeyID), []byte(m.Purpose), U64(m.Seq), []byte(m.Generator), U64(uint64(m.Last)), U8(uint8(state)))
 }
 
 // Slot is one root slot in a [SlotsManifest].

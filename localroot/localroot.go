@@ -64,7 +64,7 @@ func (r *Root) SetConfig(context.Context, ...wrapping.Option) (*wrapping.Wrapper
 // Encrypt seals plaintext, at most [envelope.MaxPlaintext] bytes; more is an [*envelope.TooLargeError]. The one option
 // is [wrapping.WithAad]; any other is an error.
 func (r *Root) Encrypt(_ context.Context, plaintext []byte, options ...wrapping.Option) (*wrapping.BlobInfo, error) {
-	aad, err := r.parse(options)
+	given, err := aadOf(options)
 	if err != nil {
 		return nil, fmt.Errorf("seal with %v: %w", r, err)
 	}
@@ -72,7 +72,7 @@ func (r *Root) Encrypt(_ context.Context, plaintext []byte, options ...wrapping.
 		return nil, &envelope.TooLargeError{What: "plaintext", Size: len(plaintext), Limit: envelope.MaxPlaintext}
 	}
 	return &wrapping.BlobInfo{
-		Ciphertext: r.xaes.Seal(nil, plaintext, aad),
+		Ciphertext: r.xaes.Seal(nil, plaintext, r.bind(given)),
 		KeyInfo:    &wrapping.KeyInfo{KeyId: r.id},
 	}, nil
 }
@@ -80,7 +80,7 @@ func (r *Root) Encrypt(_ context.Context, plaintext []byte, options ...wrapping.
 // Decrypt opens what [Root.Encrypt] returned, with the same AAD. The result is the caller's. The error is [ErrOpen] if
 // it does not open, and another one for an option other than [wrapping.WithAad].
 func (r *Root) Decrypt(_ context.Context, blob *wrapping.BlobInfo, options ...wrapping.Option) ([]byte, error) {
-	aad, err := r.parse(options)
+	given, err := aadOf(options)
 	if err != nil {
 		return nil, fmt.Errorf("open with %v: %w", r, err)
 	}
@@ -90,15 +90,17 @@ func (r *Root) Decrypt(_ context.Context, blob *wrapping.BlobInfo, options ...wr
 	case other != r.id:
 		return nil, fmt.Errorf("open with %v: %w: it was sealed by %.64q", r, ErrOpen, other)
 	}
-	plaintext, err := r.xaes.Open(nil, blob.GetCiphertext(), aad)
+	plaintext, err := r.xaes.Open(nil, blob.GetCiphertext(), r.bind(given))
 	if err != nil {
 		return nil, fmt.Errorf("open with %v: %w", r, ErrOpen)
 	}
 	return plaintext, nil
 }
 
-// parse returns the AAD that options give, and refuses those that mean nothing here rather than ignore them.
-func (r *Root) parse(options []wrapping.Option) ([]byte, error) {
+func (r *Root) bind(given []byte) []byte { return envelope.Tuple("kh1/root-aad", r.aad, given) }
+
+// aadOf returns the AAD that options give, and refuses those that mean nothing here rather than ignore them.
+func aadOf(options []wrapping.Option) ([]byte, error) {
 	opts, err := wrapping.GetOpts(options...)
 	if err != nil {
 		return nil, err
@@ -112,5 +114,5 @@ func (r *Root) parse(options []wrapping.Option) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return envelope.Tuple("kh1/root-aad", r.aad, given), nil
+	return given, nil
 }

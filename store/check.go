@@ -30,9 +30,9 @@ const checkPage = 500
 // says is in it, too. Tables without an installation are well as long as there are no keys. It may run beside anything
 // else; of what changes meanwhile only a scope that is renamed may be reported, as a double of itself, and an
 // installation key that came and went. The error is that of a read that failed, and what was found until then is
-// returned with it. It keeps every id, about 150 bytes for each version.
+// returned with it. It keeps every id, about 150 bytes for each version, and every name, about 250 bytes for each.
 func Check(ctx context.Context, s Store) ([]Finding, error) {
-	c := checker{ids: map[key.ID]string{}, namedIKs: map[string]string{}}
+	c := checker{ids: map[key.ID]string{}, namedIKs: map[string]string{}, names: map[key.ID][]Name{}}
 	if err := c.check(ctx, s); err != nil {
 		return c.found, fmt.Errorf("check the tables: %w", err)
 	}
@@ -45,6 +45,7 @@ type checker struct {
 	// namedIKs has the installation keys that something names, and the first that does. Which of them are there, and
 	// which the slots hold, is looked at in the end, as such may come while the keys are read.
 	namedIKs map[string]string
+	names    map[key.ID][]Name // by their root keys
 }
 
 func (c *checker) add(subject, format string, args ...any) {
@@ -68,6 +69,9 @@ func (c *checker) check(ctx context.Context, s Store) error {
 	}
 	if err == nil {
 		c.installation(&before)
+	}
+	if err := c.readNames(ctx, s); err != nil {
+		return err
 	}
 	n, err := c.scopes(ctx, s)
 	if err != nil {
@@ -102,6 +106,9 @@ func (c *checker) scopes(ctx context.Context, s Store) (n int, err error) {
 				return n, err
 			}
 			c.family(scope, &f)
+			if err := c.namesOf(ctx, s, scope, &f); err != nil {
+				return n, err
+			}
 			n++
 		}
 		after = scopes[len(scopes)-1]
@@ -249,6 +256,10 @@ func (c *checker) key(subject string, k, root *Key) {
 	c.length(subject, "MAC", k.MAC, 32)
 	if k.Seq < 1 {
 		c.add(subject, "the sequence number is 0")
+	}
+	c.generator(subject, k.Generator)
+	if k.Kind == key.KEK && k.Generator != "" {
+		c.add(subject, "a root key has the generator %q", k.Generator)
 	}
 	c.numbers(subject, k)
 	for i := range k.Versions {

@@ -10,6 +10,8 @@
 //   - What identifies a row never changes; a state changes only as [key.State.CanBecome] says.
 //   - A key's manifest changes only from the sequence number that the caller saw to the next one.
 //   - A version that is deleted leaves a tombstone, also when the application's own delete cascaded to it.
+//   - A data key is deleted only with its root key, or when its name says that it is removed and how far its numbers
+//     went; a new key of that name has greater ones.
 //   - The installation keys that manifests and root key versions name are there, as long as anything names them.
 //
 // The stores are sqlitestore, pgstore and, as the executable specification and for tests, memstore; storetest holds
@@ -89,6 +91,26 @@ type Store interface {
 	// or gone. No version can have that id again.
 	WasDestroyed(ctx context.Context, id key.ID) (bool, error)
 
+	// Named lists at most limit of what there is under a root key's purposes for raw bytes, by purpose, after the given
+	// one: data keys whose head is of [key.Raw], and names that are registered. It is empty if there is no such scope.
+	// Nothing of it was checked.
+	Named(ctx context.Context, scope key.Scope, after key.Purpose, limit int) ([]Named, error)
+
+	// NamesNotUnder lists at most limit names that name another installation key than the one with the given kid.
+	NamesNotUnder(ctx context.Context, kid [16]byte, limit int) ([]Name, error)
+
+	// PutName stores what is known of a name, where from is the sequence number that is stored now, 0 if none is.
+	// [ErrConflict] if another one is stored, if the root key or the installation key is not there, if inst is not the
+	// installation's, or if n.Removed and there is a data key of that name. An n that is not greater than from, or
+	// whose Last is less than the stored one, is another error.
+	PutName(ctx context.Context, inst [16]byte, from uint64, n Name) error
+
+	// RemoveKey deletes a data key with its versions, each of which leaves a tombstone, and stores what is known of its
+	// name from then on, as PutName does; n says that it is removed, and n.Last is at least its highest number.
+	// [ErrConflict] if the key's sequence number is not keyFrom, or if it is not there, or as for PutName; an
+	// [*InUseError] as for Update, about one of its versions.
+	RemoveKey(ctx context.Context, inst [16]byte, id key.ID, keyFrom, from uint64, n Name) error
+
 	// Purposes lists the purposes that AddPurposes has stored, by name.
 	Purposes(ctx context.Context) ([]Purpose, error)
 
@@ -141,6 +163,10 @@ type Queries interface {
 	// Scope reads the root key of a scope and all its data keys, by purpose. [ErrNotFound] as for Key.
 	Scope(ctx context.Context, scope key.Scope) (Family, error)
 
+	// Name reads what is known of a name, and the root key, without its data keys. A name of which nothing is known has
+	// the sequence number 0. [ErrNotFound] if there is no such scope.
+	Name(ctx context.Context, ref key.Ref) (Family, Name, error)
+
 	// Scopes lists at most limit scopes in the order of the database's own type for them, from the first after the
 	// given one, or from the beginning if that is empty.
 	Scopes(ctx context.Context, after key.Scope, limit int) ([]key.Scope, error)
@@ -148,9 +174,9 @@ type Queries interface {
 	// Create inserts root keys and data keys with their versions and says how many keys it inserted. One whose name
 	// is taken (the scope, or root key and purpose) is left out with its versions, and so is a data key whose root
 	// key is not there: whoever loses a race reads again. Keys are inserted in the order given. [ErrForeignKey] if
-	// the application's tables refuse the scope, [ErrConflict] if a root key version that is to wrap is disabled, or an
-	// installation key that is named is not there; nothing is inserted then. It does nothing unless inst is the
-	// installation's.
+	// the application's tables refuse the scope, [ErrConflict] if a root key version that is to wrap is disabled, if an
+	// installation key that is named is not there, or if a data key's [Name] is removed, or its Last not less than the
+	// new head; nothing is inserted then. It does nothing unless inst is the installation's.
 	Create(ctx context.Context, inst [16]byte, keys []Key) (int, error)
 
 	// Update changes one key, all or nothing. [ErrConflict] if the key's sequence number is not u.From, if the key is
@@ -346,12 +372,34 @@ type Slot struct {
 	Removed      int64     // 0 until removed
 }
 
+// Name is what is known of the name of a raw data key besides the key, which may be there or not: how its versions are
+// to be made, and where the numbers of a new key go on.
+type Name struct {
+	RootKeyID key.ID
+	Purpose   key.Purpose
+	Seq       uint64      // grows with every change; 0 if nothing is known of the name
+	Generator string      // by which versions are made, at most 255 bytes; empty for the default one
+	Last      key.Version // the highest number of any key of this name that was removed; 0 if none was
+	Removed   bool        // whether there is no such key, and is not to be one until the name is registered again
+	IKKID     []byte      // 16 bytes: the installation key that MAC is under
+	MAC       []byte      // 32 bytes (docs/format.md, section 7)
+}
+
+// Named is a raw data key as it is listed, or a name for which there is none yet.
+type Named struct {
+	Purpose     key.Purpose
+	Generator   string
+	Head        key.Version // 0 if there is no key yet
+	RotateEvery uint64      // of the key; seconds, 0: never
+}
+
 // Manifest is what a key's row says of the whole key, with the MAC over it (docs/format.md, section 7).
 type Manifest struct {
 	Seq         uint64
 	Head        key.Version
 	RotateEvery uint64 // seconds, 0: never
 	MaxMessages uint64 // 0: unlimited
+	Generator   string // by which versions of a raw data key are made, at most 255 bytes; empty for the default one
 	IKKID       []byte // 16 bytes: the installation key that MAC is under
 	MAC         []byte // 32 bytes
 }

@@ -62,9 +62,11 @@ type File struct {
 	Wrap          []Wrap        `json:"wrap"`
 	Message       []Message     `json:"message"`
 	Manifest      []Manifest    `json:"manifest"`
+	Name          []Name        `json:"name"`
 	BlindIndex    []BlindIndex  `json:"blind_index"`
 	Legacy        []Legacy      `json:"legacy"`
 	LocalRoot     LocalRoot     `json:"local_root"`
+	RawRoot       []RawRoot     `json:"raw_root"`
 	Recovery      []Recovery    `json:"recovery"`
 	Shares        []Shares      `json:"shares"`
 }
@@ -154,6 +156,7 @@ type (
 		Head        uint32            `json:"head_version"`
 		RotateEvery uint64            `json:"rotate_every_seconds"`
 		MaxMessages uint64            `json:"max_messages"`
+		Generator   string            `json:"generator,omitempty"`
 		Versions    []ManifestVersion `json:"versions"`
 		MAC         Hex               `json:"mac"`
 	}
@@ -164,6 +167,19 @@ type (
 		Alg     uint8  `json:"alg"`
 		Commit  Hex    `json:"commit"`
 		ID      string `json:"id"`
+	}
+	// Name is what is known of the name of a raw data key, section 7.
+	Name struct {
+		Note      string `json:"note"`
+		Valid     bool   `json:"valid"`
+		IK        Hex    `json:"ik"`
+		RootKeyID string `json:"root_key_id"`
+		Purpose   string `json:"purpose"`
+		Seq       uint64 `json:"seq"`
+		Generator string `json:"generator"`
+		Last      uint32 `json:"last"`
+		State     uint8  `json:"state"`
+		MAC       Hex    `json:"mac"`
 	}
 	// SlotsManifest is the manifest of the slots in a file's RootSlot, in their order, section 7.
 	SlotsManifest struct {
@@ -181,6 +197,19 @@ type (
 		Nonce        Hex    `json:"nonce"`
 		Ciphertext   Hex    `json:"ciphertext"`
 		Plaintext    Hex    `json:"plaintext"`
+	}
+	// RawRoot is a file with a raw root, and what that sealed, section 8. If it is not valid and has a Key, the ciphertext
+	// has to be refused; if it has none, the file, and there is nothing else.
+	RawRoot struct {
+		Note         string `json:"note"`
+		Valid        bool   `json:"valid"`
+		File         Hex    `json:"file"`
+		Key          Hex    `json:"key,omitempty"`
+		AAD          Hex    `json:"aad,omitempty"`
+		Nonce        Hex    `json:"nonce,omitempty"`
+		WrapperKeyID string `json:"wrapper_key_id,omitempty"`
+		Ciphertext   Hex    `json:"ciphertext,omitempty"`
+		Plaintext    Hex    `json:"plaintext,omitempty"`
 	}
 	// Recovery is a recovery line, section 8. Inst and IK are there if it is valid.
 	Recovery struct {

@@ -252,7 +252,8 @@ func TestManifests(t *testing.T) {
 	for i, v := range f.Manifest {
 		m := envelope.Manifest{
 			Inst: [16]byte(f.Inst), Kind: key.Kind(v.Kind), Owner: v.Owner, Purpose: key.Purpose(v.Purpose), KeyID: key.ID(v.KeyID),
-			Seq: v.Seq, Head: key.Version(v.Head), Policy: envelope.Policy{RotateEvery: v.RotateEvery, MaxMessages: v.MaxMessages},
+			Seq: v.Seq, Head: key.Version(v.Head),
+			Policy: envelope.Policy{RotateEvery: v.RotateEvery, MaxMessages: v.MaxMessages, Generator: v.Generator},
 		}
 		for _, mv := range v.Versions {
 			m.Versions = append(m.Versions, envelope.ManifestVersion{

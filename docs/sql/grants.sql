@@ -6,7 +6,7 @@
 
 grant select on
     kms_schema_version, kms_installation, kms_installation_key, kms_root_slot, kms_escrow, kms_root_key,
-    kms_root_key_version, kms_data_key, kms_data_key_version, kms_tombstone, kms_epoch, kms_purpose, kms_reference,
+    kms_root_key_version, kms_data_key, kms_data_key_name, kms_data_key_version, kms_tombstone, kms_epoch, kms_purpose, kms_reference,
     kms_instance, kms_lease, kms_usage
 to kms_application;
 
@@ -38,6 +38,11 @@ grant update (seq, head_version, rotate_every, max_messages, rotate_at, ik_kid, 
 to kms_application;
 grant update (state) on kms_root_key_version, kms_data_key_version to kms_application;
 
+-- A data key's manifest says by which generator its versions are made, and so does a name that is registered. What
+-- identifies a name is not among the columns, and nobody deletes one.
+grant update (generator) on kms_data_key to kms_application;
+grant insert, update (seq, generator, last_version, removed, ik_kid, mac) on kms_data_key_name to kms_application;
+
 -- Rewrapping replaces a wrapped key by the same key, wrapped under the newest parent; rekeying by the same key under a
 -- new installation key.
 grant update (key, ik_kid) on kms_root_key_version to kms_application;
@@ -59,6 +64,10 @@ grant insert (ik_kid, event, detail) on kms_escrow to kms_operator;
 -- read the application's tables.
 grant delete on kms_root_key_version, kms_data_key_version to kms_operator;
 grant insert, delete on kms_reference to kms_operator;
+
+-- Removing a raw key by its name, which a trigger allows only where the name says so. Its versions go as the owner of the
+-- tables deletes them. An application that removes keys itself needs this right, too.
+grant delete on kms_data_key to kms_operator;
 
 -- Destroying and renaming scopes. Where the application's delete or update of its own tenant cascades to them,
 -- PostgreSQL does it as the owner of the tables, and the application needs neither of these rights.

@@ -43,7 +43,7 @@ func TestWhoLostItsLeaseGoesNoFurther(t *testing.T) {
 			if tries++; tries < 2 {
 				return w.rotate(ctx, d, under)
 			}
-			pass((leaseSeconds + 1) * time.Second) // as if the process had been stopped
+			pass(DefaultLease + time.Second) // as if the process had been stopped
 			if _, ok, err := other.Hold(ctx, under.Name); !ok || err != nil {
 				t.Errorf("another did not get a lease that is over: %v", err)
 			}
@@ -75,11 +75,11 @@ func TestProlong(t *testing.T) {
 		lost  bool
 	}{
 		"at once":                  {},
-		"soon":                     {after: prolongAfter - 1},
-		"in time":                  {after: prolongAfter, asks: true},
-		"just in time":             {after: leaseSeconds*time.Second - time.Second, asks: true},
-		"too late":                 {after: leaseSeconds * time.Second, asks: true, lost: true},
-		"when another has it":      {after: leaseSeconds * time.Second, taken: true, asks: true, lost: true},
+		"soon":                     {after: DefaultLease/3 - 1},
+		"in time":                  {after: DefaultLease / 3, asks: true},
+		"just in time":             {after: DefaultLease - time.Second, asks: true},
+		"too late":                 {after: DefaultLease, asks: true, lost: true},
+		"when another has it":      {after: DefaultLease, taken: true, asks: true, lost: true},
 		"long after it was taken":  {after: time.Hour, taken: true, asks: true, lost: true},
 		"long after it had an end": {after: time.Hour, asks: true, lost: true},
 	} {
@@ -108,7 +108,7 @@ func TestProlong(t *testing.T) {
 					t.Errorf("until %d, want %d", held.Lease().Until, want)
 				}
 				if c.asks && !c.lost { // the time counts from then
-					pass(prolongAfter - 1)
+					pass(DefaultLease/3 - 1)
 					before := w.calls.Calls()
 					if check(t, held.Prolong(t.Context())); w.calls.Calls() != before {
 						t.Error("it asks again at once")
@@ -175,7 +175,7 @@ func TestASweepWhoseQuestionsFail(t *testing.T) {
 				w.due(t, 3, 2)
 				w.due(t, 4, 2)
 				work := func(ctx context.Context, d store.Due, under *store.Lease) error {
-					pass(prolongAfter)
+					pass(DefaultLease / 3)
 					return w.rotate(ctx, d, under)
 				}
 				w.calls.Fail(n, mode)
@@ -193,7 +193,7 @@ func TestASweepWhoseQuestionsFail(t *testing.T) {
 					!errors.Is(err, store.ErrUnavailable) && !errors.Is(err, store.ErrUnknownOutcome):
 					t.Errorf("question %d: %v, want that of %s", n, err, asked)
 				}
-				pass((leaseSeconds + 1) * time.Second)
+				pass(DefaultLease + time.Second)
 				report, err := w.sweeper().Sweep(t.Context(), work)
 				if check(t, err); report.Left+report.Failed != 0 {
 					t.Errorf("question %d: the next sweep: %+v", n, report)
@@ -225,7 +225,7 @@ func TestReleaseHasALimit(t *testing.T) {
 		if w.free(t, 3) {
 			t.Error("it was given back all the same")
 		}
-		pass(leaseSeconds * time.Second)
+		pass(DefaultLease)
 		if !w.free(t, 3) {
 			t.Error("it does not end")
 		}

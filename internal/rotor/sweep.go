@@ -1,6 +1,7 @@
 package rotor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,8 +14,9 @@ import (
 
 // Times and sizes of a sweep.
 const (
-	leaseSeconds = 60
-	prolongAfter = 20 * time.Second // of a lease's 60 s, so that one key may take 40 s
+	// DefaultLease is how long a lease lasts. It is prolonged after a third, so that one key may take the rest.
+	DefaultLease = time.Minute
+
 	page         = 200
 	releaseLimit = 2 * time.Second
 
@@ -41,6 +43,7 @@ type Report struct {
 type Sweeper struct {
 	Fleet store.Fleet
 	Owner key.ID
+	Lease time.Duration // how long each lasts, at least 10 s; 0 is DefaultLease
 
 	failing map[key.ID]failure
 }
@@ -153,6 +156,7 @@ type Held struct {
 	fleet store.Fleet
 	lease store.Lease
 	since time.Time
+	lasts time.Duration
 }
 
 // Lease is what writes under it say.
@@ -160,10 +164,10 @@ func (h *Held) Lease() *store.Lease { return &h.lease }
 
 // Hold takes the lease of that name, if nobody else has it.
 func (s *Sweeper) Hold(ctx context.Context, name string) (*Held, bool, error) {
-	h := &Held{fleet: s.Fleet, since: time.Now()}
+	h := &Held{fleet: s.Fleet, since: time.Now(), lasts: cmp.Or(s.Lease, DefaultLease)}
 	var ok bool
 	var err error
-	if h.lease, ok, err = s.Fleet.Lease(ctx, name, s.Owner, leaseSeconds); err != nil {
+	if h.lease, ok, err = s.Fleet.Lease(ctx, name, s.Owner, int64(h.lasts/time.Second)); err != nil {
 		return nil, false, err
 	}
 	return h, ok, nil
@@ -174,11 +178,11 @@ var ErrLost = errors.New("it was lost to somebody else")
 
 // Prolong makes sure that the lease does not end soon. An error if it was lost.
 func (h *Held) Prolong(ctx context.Context) error {
-	if time.Since(h.since) < prolongAfter {
+	if time.Since(h.since) < h.lasts/3 {
 		return nil
 	}
 	began := time.Now()
-	l, ok, err := h.fleet.Lease(ctx, h.lease.Name, h.lease.Owner, leaseSeconds)
+	l, ok, err := h.fleet.Lease(ctx, h.lease.Name, h.lease.Owner, int64(h.lasts/time.Second))
 	switch {
 	case err != nil:
 		return err

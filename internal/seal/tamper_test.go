@@ -128,6 +128,7 @@ func TestTamperingIsRefusedEverywhereWithTheSameError(t *testing.T) {
 		{"imported", (*tampering).imported},
 		{"slots", func(c *tampering) { c.slots(ik) }},
 		{"manifests", func(c *tampering) { c.manifests(ik, keks, deks) }},
+		{"names", func(c *tampering) { c.names(ik) }},
 	} {
 		t.Run(part.name, func(t *testing.T) {
 			c := &tampering{t: t}
@@ -297,7 +298,9 @@ func (c *tampering) manifests(ik *IK, keks, deks []row) {
 		manifestOf(ik, "tenant-1", "krk_a", keks[:3]),
 		manifestOf(ik, "krk_a", "kdk_a", deks[:3]),
 		manifestOf(ik, "krk_a", "kdk_b", deks[3:6]),
+		manifestOf(ik, "krk_a", "kdk_c", deks[6:9]),
 	}
+	all[3].Policy.Generator = "aes128-random"
 	var macs [][]byte
 	for _, m := range all {
 		mac := ik.MAC(m.Append(nil))
@@ -356,6 +359,8 @@ func manifestChanges() map[string]func(*envelope.Manifest) {
 		"never rotated":      func(m *envelope.Manifest) { m.Policy.RotateEvery = 0 },
 		"without limit":      func(m *envelope.Manifest) { m.Policy.MaxMessages = 0 },
 		"policies swapped":   func(m *envelope.Manifest) { m.Policy = envelope.Policy{RotateEvery: 1 << 32, MaxMessages: 7_776_000} },
+		"other generator":    func(m *envelope.Manifest) { m.Policy.Generator += "x" },
+		"generator or none":  func(m *envelope.Manifest) { m.Policy.Generator = map[string]string{"": "x"}[m.Policy.Generator] },
 		"owner and id":       func(m *envelope.Manifest) { m.Owner, m.KeyID = string(m.KeyID), key.ID(m.Owner) },
 		"no version":         func(m *envelope.Manifest) { m.Versions = nil },
 		"newest missing":     func(m *envelope.Manifest) { m.Versions = m.Versions[:2] },

@@ -125,6 +125,28 @@ func (s *Store) WasDestroyed(ctx context.Context, id key.ID) (bool, error) {
 	return do(s.queries, "WasDestroyed", reads, func() (bool, error) { return s.s.WasDestroyed(ctx, id) })
 }
 
+// Named passes on to the store below.
+func (s *Store) Named(ctx context.Context, scope key.Scope, after key.Purpose, limit int) ([]store.Named, error) {
+	return do(s.queries, "Named", reads, func() ([]store.Named, error) { return s.s.Named(ctx, scope, after, limit) })
+}
+
+// NamesNotUnder passes on to the store below.
+func (s *Store) NamesNotUnder(ctx context.Context, kid [16]byte, limit int) ([]store.Name, error) {
+	return do(s.queries, "NamesNotUnder", reads, func() ([]store.Name, error) {
+		return s.s.NamesNotUnder(ctx, kid, limit)
+	})
+}
+
+// PutName passes on to the store below.
+func (s *Store) PutName(ctx context.Context, inst [16]byte, from uint64, n store.Name) error {
+	return s.doErr("PutName", writes, func() error { return s.s.PutName(ctx, inst, from, n) })
+}
+
+// RemoveKey passes on to the store below.
+func (s *Store) RemoveKey(ctx context.Context, inst [16]byte, id key.ID, keyFrom, from uint64, n store.Name) error {
+	return s.doErr("RemoveKey", writes, func() error { return s.s.RemoveKey(ctx, inst, id, keyFrom, from, n) })
+}
+
 // Purposes passes on to the store below.
 func (s *Store) Purposes(ctx context.Context) ([]store.Purpose, error) {
 	return do(s.queries, "Purposes", reads, func() ([]store.Purpose, error) { return s.s.Purposes(ctx) })
@@ -259,6 +281,18 @@ func (q queries) KeyOfVersion(ctx context.Context, id key.ID) (store.Family, err
 
 func (q queries) Scope(ctx context.Context, scope key.Scope) (store.Family, error) {
 	return do(q, "Scope", reads, func() (store.Family, error) { return q.q.Scope(ctx, scope) })
+}
+
+func (q queries) Name(ctx context.Context, ref key.Ref) (store.Family, store.Name, error) {
+	type result struct {
+		f store.Family
+		n store.Name
+	}
+	r, err := do(q, "Name", reads, func() (r result, err error) {
+		r.f, r.n, err = q.q.Name(ctx, ref)
+		return r, err
+	})
+	return r.f, r.n, err
 }
 
 func (q queries) Scopes(ctx context.Context, after key.Scope, limit int) ([]key.Scope, error) {

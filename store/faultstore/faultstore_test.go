@@ -88,6 +88,10 @@ var calls = []call{
 		_, err := s.Scope(ctx, "a")
 		return err
 	}, nil},
+	{"Name", false, func(ctx context.Context, s store.Queries, _ fixture) error {
+		_, _, err := s.Name(ctx, key.Ref{Scope: "a", Purpose: "sessions"})
+		return err
+	}, nil},
 	{"Scopes", false, func(ctx context.Context, s store.Queries, _ fixture) error {
 		_, err := s.Scopes(ctx, "", 1)
 		return err
@@ -220,6 +224,20 @@ func TestWholeStoreCallsFailToo(t *testing.T) {
 			_, _, err := s.NotUnder(ctx, [16]byte{}, "", 1)
 			return err
 		}, store.ErrUnavailable},
+		"Named": {func(s store.Store, _ *storetest.Maker) error {
+			_, err := s.Named(ctx, "a", "", 1)
+			return err
+		}, store.ErrUnavailable},
+		"NamesNotUnder": {func(s store.Store, _ *storetest.Maker) error {
+			_, err := s.NamesNotUnder(ctx, [16]byte{}, 1)
+			return err
+		}, store.ErrUnavailable},
+		"PutName": {func(s store.Store, m *storetest.Maker) error {
+			return s.PutName(ctx, m.Inst(), 0, m.Name("krk_a", "one"))
+		}, store.ErrUnknownOutcome},
+		"RemoveKey": {func(s store.Store, m *storetest.Maker) error {
+			return s.RemoveKey(ctx, m.Inst(), "kdk_a", 1, 0, m.Name("krk_a", "one"))
+		}, store.ErrUnknownOutcome},
 		"Escrows": {func(s store.Store, _ *storetest.Maker) error {
 			_, err := s.Escrows(ctx)
 			return err

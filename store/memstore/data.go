@@ -15,6 +15,7 @@ type Data struct {
 	Foreign      string              // see [store.SchemaError]
 	Installation *store.Installation // nil if there is none
 	Keys         []store.Key         // root keys, then data keys, each by id
+	Names        []store.Name        // by root key and purpose
 	Graves       []store.Tombstone   // of versions whose key is gone
 
 	// Epochs move on by themselves when keys are changed or deleted, unless they are changed here too.
@@ -39,6 +40,9 @@ func (s *Store) Edit(f func(*Data)) {
 			}
 		}
 	}
+	for _, n := range d.sortedNames() {
+		data.Names = append(data.Names, cloneName(n))
+	}
 	f(data)
 
 	next := newState()
@@ -52,6 +56,9 @@ func (s *Store) Edit(f func(*Data)) {
 	}
 	for _, t := range next.graves {
 		next.versions[t.ID] = ""
+	}
+	for _, n := range data.Names {
+		next.names[nameID{n.RootKeyID, n.Purpose}] = cloneName(n)
 	}
 	for i := range data.Keys {
 		k := cloneKey(&data.Keys[i])

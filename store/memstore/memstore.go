@@ -79,7 +79,8 @@ func (s *Store) Initialize(ctx context.Context, in store.Installation) error {
 	return s.write(ctx, func(d *state) error { return d.initialize(in, s.now()) })
 }
 
-// Integrity names data keys whose root key is not there, the one broken reference that reading by scope cannot show.
+// Integrity names data keys, and names of such, whose root key is not there, the one broken reference that reading by
+// scope cannot show.
 func (s *Store) Integrity(ctx context.Context) ([]string, error) {
 	d, err := s.read(ctx)
 	if err != nil {

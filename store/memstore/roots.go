@@ -103,11 +103,17 @@ func changeKeys(in *store.Installation, c *store.RootsChange, now int64) error {
 	return nil
 }
 
-// named is a key with a manifest, or a version, that names the installation key with the given kid; empty if none does.
-func (d *state) named(kid []byte) key.ID {
+// named is a key with a manifest, or a version, or a name, that names the installation key with the given kid; empty if
+// none does.
+func (d *state) named(kid []byte) string {
 	for _, id := range slices.Sorted(maps.Keys(d.keys)) {
 		if len(kid) > 0 && names(d.keys[id], func(ik []byte) bool { return bytes.Equal(ik, kid) }) {
-			return id
+			return string(id)
+		}
+	}
+	for _, n := range d.sortedNames() {
+		if len(kid) > 0 && bytes.Equal(n.IKKID, kid) {
+			return fmt.Sprintf("name %q of root key %s", n.Purpose, n.RootKeyID)
 		}
 	}
 	return ""

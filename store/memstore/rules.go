@@ -141,7 +141,7 @@ func (d *state) checkNew(k *store.Key) error {
 		}
 		ids[t.ID] = true
 	}
-	return cmp.Or(checkKey(k), d.checkIKs(k))
+	return cmp.Or(checkKey(k), d.checkIKs(k), d.checkNumbers(k))
 }
 
 // checkKey looks at what has to hold between a key's row and its versions, whenever a transaction is over.
@@ -152,8 +152,12 @@ func checkKey(k *store.Key) error {
 		number("limit of messages", k.MaxMessages, 0),
 		length("ik_kid", k.IKKID, 16),
 		length("mac", k.MAC, 32),
+		checkGenerator(k.Generator),
 	); err != nil {
 		return err
+	}
+	if k.Kind == key.KEK && k.Generator != "" {
+		return errors.New("a root key has a generator")
 	}
 	if k.RotateAt < 0 || k.RotateAt != 0 && k.RotateEvery == 0 {
 		return fmt.Errorf("rotate_at is %d with a period of %d", k.RotateAt, k.RotateEvery)

@@ -27,6 +27,7 @@ type state struct {
 	graves   []store.Tombstone // of versions whose key is gone
 	epochs   [store.Buckets]uint64
 	tenants  map[key.Scope]bool
+	names    map[nameID]store.Name
 	referred map[key.ID]bool
 	purposes map[key.Purpose]store.Purpose
 	columns  map[store.Column]bool // that were registered
@@ -41,6 +42,7 @@ func newState() *state {
 		scopes:   map[key.Scope]key.ID{},
 		data:     map[key.ID][]key.ID{},
 		versions: map[key.ID]key.ID{},
+		names:    map[nameID]store.Name{},
 		referred: map[key.ID]bool{},
 		purposes: map[key.Purpose]store.Purpose{},
 		columns:  map[store.Column]bool{},
@@ -59,6 +61,7 @@ func (d *state) clone() *state {
 	c.data = maps.Clone(d.data)
 	c.versions = maps.Clone(d.versions)
 	c.graves = slices.Clip(d.graves)
+	c.names = maps.Clone(d.names)
 	c.tenants = maps.Clone(d.tenants)
 	c.referred = maps.Clone(d.referred)
 	c.purposes, c.columns = maps.Clone(d.purposes), maps.Clone(d.columns)
@@ -318,23 +321,29 @@ func (d *state) deleteScope(scope key.Scope, now int64) {
 		return
 	}
 	for _, id := range append([]key.ID{root}, d.data[root]...) {
-		k := d.keys[id]
-		d.graves = append(d.graves, k.Tombstones...)
-		for i := range k.Versions {
-			d.graves = append(d.graves, tombstone(&k.Versions[i], now))
-			delete(d.used, k.Versions[i].ID)
-		}
-		delete(d.keys, id)
-		d.changed(id)
+		d.bury(d.keys[id], now)
 	}
-	for _, t := range d.graves {
-		if t.ID != "" {
-			d.versions[t.ID] = ""
-		}
-	}
+	maps.DeleteFunc(d.names, func(id nameID, _ store.Name) bool { return id.root == root })
 	delete(d.scopes, scope)
 	delete(d.data, root)
 	delete(d.tenants, scope)
+}
+
+// bury deletes a key, but for its place among its root key's, and keeps a tombstone of each of its versions.
+func (d *state) bury(k *store.Key, now int64) {
+	graves := cloneTombstones(k.Tombstones)
+	for i := range k.Versions {
+		graves = append(graves, tombstone(&k.Versions[i], now))
+		delete(d.used, k.Versions[i].ID)
+	}
+	for _, t := range graves {
+		if t.ID != "" {
+			d.versions[t.ID] = ""
+			d.graves = append(d.graves, t)
+		}
+	}
+	delete(d.keys, k.ID)
+	d.changed(k.ID)
 }
 
 func (d *state) renameScope(old, renamed key.Scope) error {
@@ -384,6 +393,11 @@ func (d *state) orphans() []string {
 	for _, id := range slices.Sorted(maps.Keys(d.keys)) {
 		if k := d.keys[id]; k.Kind == key.DEK && d.keys[k.RootKeyID] == nil {
 			found = append(found, fmt.Sprintf("data key %s refers to root key %s, which is not there", id, k.RootKeyID))
+		}
+	}
+	for _, n := range d.sortedNames() {
+		if d.keys[n.RootKeyID] == nil {
+			found = append(found, fmt.Sprintf("name %q is of root key %s, which is not there", n.Purpose, n.RootKeyID))
 		}
 	}
 	return found

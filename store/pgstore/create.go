@@ -83,7 +83,7 @@ func (t *tables) checkNew(k *store.Key) error {
 	default:
 		return fmt.Errorf("a key cannot be of kind %q", k.Kind)
 	}
-	if _, err := manifestOf(&k.Manifest, k.RotateAt); err != nil {
+	if _, err := manifestOf(k.Kind, &k.Manifest, k.RotateAt); err != nil {
 		return err
 	}
 	for i := range k.Versions {
@@ -151,7 +151,7 @@ func (w *writer) insertKeys(inst [16]byte, group []*store.Key, inserted map[key.
 	}
 	for _, st := range []statement{
 		w.tables.statement(insertRootKeys, append(root.args(inst), root.scopes)...),
-		w.tables.statement(insertDataKeys, append(data.args(inst), data.rootKeyIDs, data.purposes)...),
+		w.tables.statement(insertDataKeys, append(data.args(inst), data.rootKeyIDs, data.purposes, data.generators)...),
 	} {
 		st.row = func(scan func(...any) error) error {
 			var id key.ID
@@ -171,11 +171,11 @@ type keyRows struct {
 	ids                                         []string
 	seqs, heads, rotateEvery, maxMessages, dues []int64
 	ikKIDs, macs                                [][]byte
-	scopes, rootKeyIDs, purposes                []string
+	scopes, rootKeyIDs, purposes, generators    []string
 }
 
 func (r *keyRows) add(k *store.Key) {
-	m, _ := manifestOf(&k.Manifest, k.RotateAt) // was checked
+	m, _ := manifestOf(k.Kind, &k.Manifest, k.RotateAt) // was checked
 	r.ids = append(r.ids, string(k.ID))
 	r.seqs = append(r.seqs, m.seq)
 	r.heads = append(r.heads, m.head)
@@ -187,6 +187,7 @@ func (r *keyRows) add(k *store.Key) {
 	r.scopes = append(r.scopes, string(k.Scope))
 	r.rootKeyIDs = append(r.rootKeyIDs, storable(string(k.RootKeyID)))
 	r.purposes = append(r.purposes, string(k.Purpose))
+	r.generators = append(r.generators, k.Generator)
 }
 
 func (r *keyRows) args(inst [16]byte) []any {
@@ -196,13 +197,16 @@ func (r *keyRows) args(inst [16]byte) []any {
 // manifest is the columns of one, as integers that they can hold.
 type manifest struct{ seq, head, rotateEvery, maxMessages int64 }
 
-func manifestOf(m *store.Manifest, rotateAt int64) (manifest, error) {
+func manifestOf(kind key.Kind, m *store.Manifest, rotateAt int64) (manifest, error) {
 	seq, err1 := integer(m.Seq)
 	every, err2 := integer(m.RotateEvery)
 	most, err3 := integer(m.MaxMessages)
 	err := errors.Join(err1, err2, err3)
 	if rotateAt < 0 {
 		err = errors.Join(err, fmt.Errorf("rotate_at is %d", rotateAt))
+	}
+	if kind == key.KEK && m.Generator != "" {
+		err = errors.Join(err, errors.New("a root key has no generator"))
 	}
 	return manifest{seq, int64(m.Head), every, most}, err
 }

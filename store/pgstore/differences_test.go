@@ -44,11 +44,11 @@ where not exists (select 1 from pg_index where indrelid = ours.oid and indisprim
 union all
 select 'constraint ' || conname || ' of table ' || name, 'alter table ' || name || ' drop constraint ' || conname || ' cascade',
     case when contype in ('p', 'u') then '' else 'no constraint' end
-from ours join pg_constraint on conrelid = ours.oid and contype <> 'n'
+from ours join pg_constraint on conrelid = ours.oid and contype not in ('n', 't')
 union all
 select 'constraint ' || conname || ' of table ' || name, 'alter table ' || name || ' rename constraint ' || conname || ' to x_' || conname,
     'another name'
-from ours join pg_constraint on conrelid = ours.oid and contype <> 'n'
+from ours join pg_constraint on conrelid = ours.oid and contype not in ('n', 't')
 union all
 select 'constraint ' || conname || ' of table ' || name,
     case contype
@@ -58,7 +58,7 @@ select 'constraint ' || conname || ' of table ' || name,
             || pg_get_constraintdef(c.oid) || ' deferrable'
     end,
     case when contype in ('p', 'u') then '' else 'another constraint' end
-from ours join pg_constraint c on conrelid = ours.oid and contype <> 'n'
+from ours join pg_constraint c on conrelid = ours.oid and contype not in ('n', 't')
 union all
 select 'constraint ' || conname || ' of table ' || name,
     'alter table ' || name || ' drop constraint ' || conname || ', add constraint ' || conname || ' ' || pg_get_constraintdef(c.oid) || ' not valid',

@@ -208,17 +208,23 @@ func refused(err error) bool {
 // not among them: that one refuses to let a parent go.
 var ownReferences = []string{
 	"installation_active_slot_fkey", "root_key_head_fkey", "root_key_version_key_fkey",
-	"data_key_head_fkey", "data_key_root_key_fkey", "data_key_version_key_fkey",
+	"data_key_head_fkey", "data_key_root_key_fkey", "data_key_version_key_fkey", "data_key_name_root_key_fkey",
 }
 
 // keyReferences are the foreign keys to installation keys. They refuse what names one that is gone, and to let one go
 // that something names: it was read before.
 var keyReferences = []string{
 	"installation_ik_kid_fkey", "root_key_ik_kid_fkey", "root_key_version_ik_kid_fkey", "data_key_ik_kid_fkey",
+	"data_key_name_ik_kid_fkey",
 }
 
-func (t *tables) isOneOf(references []string, err error) bool {
-	return slices.ContainsFunc(references, func(name string) bool {
+// raced are the triggers that refuse what was right when it was read.
+var raced = []string{
+	"data_key_version_parent_usable_insert", "data_key_version_parent_usable_update", "data_key_named", "data_key_name_free",
+}
+
+func (t *tables) isOneOf(names []string, err error) bool {
+	return slices.ContainsFunc(names, func(name string) bool {
 		// Quoted as the server's language has it.
 		return regexp.MustCompile(`\b` + regexp.QuoteMeta(t.options.Prefix+"_"+name) + `\b`).MatchString(err.Error())
 	})
@@ -239,8 +245,8 @@ func (t *tables) explain(ctx context.Context, doing string, err error) error {
 		return fmt.Errorf("%s: %w", doing, store.ContextError(ctx))
 	}
 	switch {
-	case stateOf(err) == "23514" && strings.Contains(err.Error(), t.options.Prefix+"_data_key_version_parent_usable_"):
-		return fmt.Errorf("%s: %w (%w)", doing, store.ErrConflict, err) // it was read before the parent was disabled
+	case stateOf(err) == "23514" && t.isOneOf(raced, err):
+		return fmt.Errorf("%s: %w (%w)", doing, store.ErrConflict, err)
 	case c == classForeignKey && t.isOneOf(keyReferences, err):
 		return fmt.Errorf("%s: %w (%w)", doing, store.ErrConflict, err)
 	case c == classForeignKey && !t.isOneOf(ownReferences, err):

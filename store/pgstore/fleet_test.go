@@ -199,7 +199,7 @@ func TestNothingIsTakenOfAVersionThatGoes(t *testing.T) {
 		tx, err := s.Pool().Begin(ctx)
 		must(t, err)
 		defer func() { _ = tx.Rollback(ctx) }()
-		_, err = tx.Exec(ctx, "delete from kms_data_key")
+		_, err = tx.Exec(ctx, "delete from kms_root_key")
 		must(t, err)
 		var wg sync.WaitGroup
 		wg.Go(func() {

@@ -22,7 +22,9 @@ from (
     union all
     select ik_kid, 'version ' || private_id from {schema}{prefix}_root_key_version
     union all
-    select ik_kid, 'key ' || private_id from {schema}{prefix}_data_key) n
+    select ik_kid, 'key ' || private_id from {schema}{prefix}_data_key
+    union all
+    select ik_kid, 'name ' || purpose || ' of root key ' || root_key_id from {schema}{prefix}_data_key_name) n
 left join {schema}{prefix}_installation_key i on i.ik_kid = n.ik_kid
 where i.ik_kid is null
 union all
@@ -46,6 +48,10 @@ where k.private_id is null
 union all
 select 'root key ' || d.root_key_id || ' of data key ' || d.private_id
 from {schema}{prefix}_data_key d left join {schema}{prefix}_root_key k on k.private_id = d.root_key_id
+where k.private_id is null
+union all
+select 'root key ' || n.root_key_id || ' of name ' || n.purpose
+from {schema}{prefix}_data_key_name n left join {schema}{prefix}_root_key k on k.private_id = n.root_key_id
 where k.private_id is null
 union all
 select 'version ' || v.root_key_version_id || ', which wraps version ' || v.private_id || ','
@@ -79,6 +85,13 @@ join {schema}{prefix}_root_key_version p on p.private_id = v.root_key_version_id
 where p.root_key_id <> k.root_key_id or p.alg <> 1
 order by v.private_id`)
 
+	strayNamesQuery = define(`
+select k.private_id
+from {schema}{prefix}_data_key k
+join {schema}{prefix}_data_key_name n on n.root_key_id = k.root_key_id and n.purpose = k.purpose
+where n.removed = 1
+order by k.private_id`)
+
 	// The catalogue has each check as an expression in parentheses.
 	checksQuery = define(`
 select conrelid::regclass::text, conname::text, pg_get_expr(conbin, conrelid) from pg_constraint
@@ -90,6 +103,7 @@ order by conname`)
 var ownTables = []string{
 	"schema_version", "installation_key", "root_slot", "installation", "escrow", "tombstone", "epoch", "purpose", "reference",
 	"instance", "lease", "root_key", "root_key_version", "data_key", "data_key_version", "usage",
+	"data_key_name",
 }
 
 func (t *tables) ownTables() []string {
@@ -128,6 +142,7 @@ func (q queries) integrity(ctx context.Context) (found []string, err error) {
 		{q.tables.statement(orphansQuery), "%s is not there"},
 		{q.tables.statement(gapsQuery), "the versions of key %s are not numbered 1, 2, 3 and so on"},
 		{q.tables.statement(strangeParentsQuery), "version %s is wrapped under what is no version of its root key that wraps"},
+		{q.tables.statement(strayNamesQuery), "key %s is there, and its name says that it was removed"},
 	} {
 		list, err := q.list(ctx, c.st, c.say)
 		if err != nil {

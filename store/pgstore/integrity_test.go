@@ -37,6 +37,17 @@ func TestIntegrityFindsWhatWasDoneByHand(t *testing.T) {
 			off + "insert into kms_usage (private_id, taken) values ('kdkv_none', 1)" + on,
 			"version kdkv_none, of which messages were taken, is not there",
 		},
+		"an installation key that a name is under is gone": {
+			off + strings.ReplaceAll(insert("data_key_name", nameRow.With("ik_kid", zeros(16))), "{prefix}", "kms") + on,
+			"installation key " + strings.Repeat("00", 16) + ", which name x of root key krk_a names, is not there",
+		},
+		"a root key of a name that is gone": {
+			off + strings.ReplaceAll(insert("data_key_name", nameRow.With("root_key_id", "'krk_none'")), "{prefix}", "kms") + on,
+			"root key krk_none of name x is not there",
+		},
+		"a key of a removed name": {
+			off + strings.ReplaceAll(removedName, "{prefix}", "kms") + on, "key kdk_a is there, and its name says that it was removed",
+		},
 		"a trigger that is off": {
 			"alter table kms_tombstone disable trigger kms_tombstone_kept", "trigger kms_tombstone_kept of table kms_tombstone is turned off",
 		},

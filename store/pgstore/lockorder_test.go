@@ -44,6 +44,15 @@ func TestWritesWaitForADeletionWithoutLockingWhatItNeeds(t *testing.T) {
 			}
 			return err
 		},
+		"remove the key": func(s *Store, m *storetest.Maker, k, _ *store.Key) error {
+			return s.RemoveKey(t.Context(), m.Inst(), k.ID, k.Seq, 0, m.Removed(k, store.Name{}))
+		},
+		"register a name": func(s *Store, m *storetest.Maker, _, root *store.Key) error {
+			return s.PutName(t.Context(), m.Inst(), 0, m.Name(root.ID, "new"))
+		},
+		"change a name": func(s *Store, m *storetest.Maker, _, root *store.Key) error {
+			return s.PutName(t.Context(), m.Inst(), 1, m.NextName(m.Name(root.ID, "two")))
+		},
 		"take messages": func(s *Store, _ *storetest.Maker, k, _ *store.Key) error {
 			_, err := s.Take(t.Context(), k.Versions[1].ID, 1, 100)
 			if errors.Is(err, store.ErrNotFound) {
@@ -60,6 +69,7 @@ func TestWritesWaitForADeletionWithoutLockingWhatItNeeds(t *testing.T) {
 			must(t, err)
 			_, err = s.Take(ctx, k.Versions[1].ID, 1, 100)
 			must(t, err)
+			must(t, s.PutName(ctx, m.Inst(), 0, m.Name(f.Root.ID, "two")))
 			tx, err := s.Pool().Begin(ctx)
 			must(t, err)
 			defer func() { _ = tx.Rollback(ctx) }() // an error says that it was committed
@@ -77,7 +87,7 @@ func TestWritesWaitForADeletionWithoutLockingWhatItNeeds(t *testing.T) {
 				default:
 				}
 			}
-			for _, table := range []string{"kms_root_key_version", "kms_data_key", "kms_data_key_version", "kms_usage"} {
+			for _, table := range []string{"kms_root_key_version", "kms_data_key", "kms_data_key_version", "kms_data_key_name", "kms_usage"} {
 				if _, err := tx.Exec(ctx, "select 1 from "+table+" for update nowait"); err != nil {
 					t.Fatalf("rows of %s are locked: %v", table, err)
 				}

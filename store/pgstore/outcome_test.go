@@ -73,6 +73,12 @@ func writes(t *testing.T, databases func(prepare func(dsn string)) *template) ma
 			_, err := s.Rekey(ctx, m.Inst(), []store.Rekey{m.Rekey(&f.Root, m.IKKID()), m.Rekey(&f.Data[0], m.IKKID())}, nil)
 			return err
 		}),
+		"PutName": own(func(ctx context.Context, s *Store) error {
+			return s.PutName(ctx, m.Inst(), 0, m.Name(f.Root.ID, "new"))
+		}),
+		"RemoveKey": own(func(ctx context.Context, s *Store) error {
+			return s.RemoveKey(ctx, m.Inst(), f.Data[0].ID, f.Data[0].Seq, 0, m.Removed(&f.Data[0], store.Name{}))
+		}),
 		"AddEscrow": own(func(ctx context.Context, s *Store) error {
 			return s.AddEscrow(ctx, m.Inst(), store.Escrow{IKKID: m.IKKID(), Event: "verified"})
 		}),

@@ -115,9 +115,11 @@ func (t *tables) epochs(e *store.Epochs, q query, args ...any) statement {
 	return st
 }
 
-// family is a statement that reads a family, as the rows of package rows. ctes are the common table expressions that
-// pick the root key, r, and, if withData, the data keys, d.
-func family(ctes string, withData bool) query {
+func family(ctes string, withData bool) query { return define(familyText(ctes, withData)) }
+
+// familyText is a statement that reads a family, as the rows of package rows. ctes are the common table expressions
+// that pick the root key, r, and, if withData, the data keys, d.
+func familyText(ctes string, withData bool) string {
 	buckets := `select {schema}{prefix}_bucket(private_id) from r`
 	if withData {
 		buckets += ` union all select {schema}{prefix}_bucket(private_id) from d`
@@ -140,7 +142,7 @@ from r join {schema}{prefix}_tombstone t on t.key_id = r.private_id`
 		text += `
 union all
 select 4, private_id, root_key_id, purpose,
-    seq, head_version, rotate_every, max_messages, coalesce(rotate_at, 0), ik_kid, mac, null
+    seq, head_version, rotate_every, max_messages, coalesce(rotate_at, 0), ik_kid, mac, convert_to(generator, 'UTF8')
 from d
 union all
 select 5, v.private_id, v.data_key_id, v.root_key_version_id, v.version, v.state, v.alg, v.created, coalesce(v.disabled, 0),
@@ -150,7 +152,7 @@ union all
 select 6, t.private_id, t.key_id, '', t.version, 0, t.alg, t.destroyed, 0, null, t.commitment, null
 from d join {schema}{prefix}_tombstone t on t.key_id = d.private_id`
 	}
-	return define(text)
+	return text
 }
 
 const byScope = `
@@ -222,11 +224,21 @@ func (q queries) Scope(ctx context.Context, scope key.Scope) (store.Family, erro
 }
 
 func (q queries) family(ctx context.Context, query query, args ...any) (store.Family, error) {
+	return q.familyAnd(ctx, nil, query, args...)
+}
+
+// familyAnd reads a family with a query that has names besides, which are given to name.
+func (q queries) familyAnd(
+	ctx context.Context, name func(*rows.Row) error, query query, args ...any,
+) (store.Family, error) {
 	var f rows.Family
 	err := q.each(ctx, query, args, func() { f = rows.Family{} }, func(scan func(...any) error) error {
 		var row rows.Row
 		if err := scan(row.Columns()...); err != nil {
 			return &rows.Error{Row: string(row.ID), Problem: err.Error()}
+		}
+		if row.Table == rows.Name {
+			return name(&row)
 		}
 		return f.Add(&row)
 	})

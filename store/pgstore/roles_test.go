@@ -155,6 +155,10 @@ func (s *divided) Shred(ctx context.Context, inst [16]byte, scope key.Scope) (st
 	return s.operator.Shred(ctx, inst, scope)
 }
 
+func (s *divided) RemoveKey(ctx context.Context, inst [16]byte, id key.ID, keyFrom, from uint64, n store.Name) error {
+	return s.operator.RemoveKey(ctx, inst, id, keyFrom, from, n)
+}
+
 func (s *divided) Update(ctx context.Context, u store.Update) error {
 	if len(u.Destroy) > 0 {
 		return s.operator.Update(ctx, u)
@@ -215,7 +219,8 @@ func TestRolesAreDeniedWhatIsNotTheirs(t *testing.T) {
 		"update kms_installation_key set link = link", "truncate kms_escrow", "update kms_escrow set detail = 'x'", "delete from kms_escrow",
 		"insert into kms_installation_key select * from kms_installation_key",
 		"update kms_root_key set private_id = private_id", "update kms_root_key set created = 1",
-		"update kms_data_key set purpose = 'x'", "update kms_data_key set root_key_id = root_key_id", "delete from kms_data_key",
+		"update kms_data_key set purpose = 'x'", "update kms_data_key set root_key_id = root_key_id", "truncate kms_data_key_name",
+		"update kms_data_key_name set purpose = 'x'", "update kms_data_key_name set root_key_id = root_key_id", "delete from kms_data_key_name",
 		"update kms_root_key_version set commitment = commitment", "update kms_data_key_version set version = 7",
 		"update kms_data_key_version set data_key_id = data_key_id", "update kms_epoch set bucket = 1",
 		"update kms_data_key_version set disabled = 1", "truncate kms_usage", "update kms_usage set private_id = 'x'", "delete from kms_lease",
@@ -232,7 +237,7 @@ func TestRolesAreDeniedWhatIsNotTheirs(t *testing.T) {
 			"insert into kms_root_slot select * from kms_root_slot", "update kms_root_slot set state = 3", "update kms_root_slot set blob = blob",
 			"insert into kms_installation_key (ik_kid) select ik_kid from kms_installation_key", "delete from kms_installation_key",
 			"insert into kms_escrow (ik_kid, event, detail) select ik_kid, 'verified', '' from kms_installation_key",
-			"delete from kms_root_key", "update kms_root_key set scope_id = 'b'",
+			"delete from kms_root_key", "update kms_root_key set scope_id = 'b'", "delete from kms_data_key",
 			"delete from kms_root_key_version", "delete from kms_data_key_version",
 			"insert into kms_reference values ('s', 't', 'c')", "delete from kms_reference",
 			"insert into kms_tombstone select * from kms_tombstone", "set role " + r.prefix + "operator", "set role " + r.prefix + "migration",

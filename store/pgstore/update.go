@@ -22,7 +22,7 @@ returning 1`)
 	updateDataKey = define(`
 update {schema}{prefix}_data_key
 set seq = $4::bigint, head_version = $5::bigint, rotate_every = $6::bigint, max_messages = $7::bigint,
-    rotate_at = nullif($8::bigint, 0), ik_kid = $9::bytea, mac = $10::bytea
+    rotate_at = nullif($8::bigint, 0), ik_kid = $9::bytea, mac = $10::bytea, generator = $11::text
 where private_id = $1::text and seq = $2::bigint
     and exists (select 1 from {schema}{prefix}_installation where inst = $3::bytea)
 returning 1`)
@@ -110,7 +110,7 @@ func (w *writer) update(ctx context.Context, u *store.Update) error {
 	if u.Kind != key.KEK && u.Kind != key.DEK {
 		return fmt.Errorf("a key cannot be of kind %q", u.Kind)
 	}
-	m, err := manifestOf(&u.Manifest, u.RotateAt)
+	m, err := manifestOf(u.Kind, &u.Manifest, u.RotateAt)
 	if err != nil {
 		return err
 	}
@@ -121,6 +121,9 @@ func (w *writer) update(ctx context.Context, u *store.Update) error {
 	id, invalid := storable(string(u.KeyID)), checkUpdate(u)
 	first := w.tables.statement(of(u.Kind).update, id, from, u.Inst[:],
 		m.seq, m.head, m.rotateEvery, m.maxMessages, u.RotateAt, u.Manifest.IKKID, u.Manifest.MAC)
+	if u.Kind == key.DEK {
+		first.args = append(first.args, u.Manifest.Generator)
+	}
 	first.done = func(rows int) error {
 		if rows == 0 {
 			return store.ErrConflict

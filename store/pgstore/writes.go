@@ -54,12 +54,12 @@ returning private_id`)
 
 	insertDataKeys = define(`
 insert into {schema}{prefix}_data_key
-    (private_id, root_key_id, purpose, seq, head_version, rotate_every, max_messages, rotate_at, ik_kid, mac)
-select n.private_id, n.root_key_id, n.purpose, n.seq, n.head_version, n.rotate_every, n.max_messages, nullif(n.rotate_at, 0),
-    n.ik_kid, n.mac
+    (private_id, root_key_id, purpose, seq, head_version, rotate_every, max_messages, generator, rotate_at, ik_kid, mac)
+select n.private_id, n.root_key_id, n.purpose, n.seq, n.head_version, n.rotate_every, n.max_messages, n.generator,
+    nullif(n.rotate_at, 0), n.ik_kid, n.mac
 from unnest($2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bytea[], $9::bytea[],
-        $10::text[], $11::text[]) with ordinality
-    as n (private_id, seq, head_version, rotate_every, max_messages, rotate_at, ik_kid, mac, root_key_id, purpose, i)
+        $10::text[], $11::text[], $12::text[]) with ordinality
+    as n (private_id, seq, head_version, rotate_every, max_messages, rotate_at, ik_kid, mac, root_key_id, purpose, generator, i)
 where exists (select 1 from {schema}{prefix}_installation where inst = $1::bytea)
     and exists (select 1 from {schema}{prefix}_root_key r where r.private_id = n.root_key_id)
 order by n.i

@@ -318,6 +318,7 @@ func allBreaking() []breaking {
 		rootsBreaking(),
 		replaceBreaking(),
 		fleetBreaking(),
+		namesBreaking(),
 		keyBreaking("root_key", "root_key_version", "root_key_id", rootKeyRow, rootVersionRow, "krk", "krkv"),
 		keyBreaking("data_key", "data_key_version", "data_key_id", dataKeyRow, dataVersionRow, "kdk", "kdkv"),
 		checks("root_key", rootKeyRow, "scope_id", "''", "x'61'", "'"+strings.Repeat("é", 256)+"a'", "'a' || char(0)", "'a' || char(10)",
@@ -420,7 +421,7 @@ var effects = []struct{ name, sql, query, want string }{
 		"select group_concat(bucket) from {prefix}_epoch", "11,11",
 	},
 	{
-		"data_key_epoch_delete", "delete from {prefix}_data_key",
+		"data_key_epoch_delete", removedBase,
 		"select group_concat(bucket) from {prefix}_epoch", "10,10,10,10",
 	},
 	{

@@ -125,6 +125,8 @@ func (t *tables) explain(ctx context.Context, doing string, err error) error {
 	}
 	c := classify(err)
 	switch {
+	case strings.Contains(err.Error(), t.options.Prefix+"_data_key_named: "):
+		return fmt.Errorf("%s: %w (%w)", doing, store.ErrConflict, err) // a key of the name was removed meanwhile
 	case strings.Contains(err.Error(), t.options.Prefix+"_data_key_version_parent_usable_"):
 		return fmt.Errorf("%s: %w (%w)", doing, store.ErrConflict, err) // it was read before the parent was disabled
 	case c == classForeignKey:

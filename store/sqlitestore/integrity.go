@@ -44,6 +44,14 @@ join {prefix}_root_key_version p on p.private_id = v.root_key_version_id
 where p.root_key_id <> k.root_key_id or p.alg <> 1
 order by v.private_id`)
 
+	strangeNamesQuery = define(`
+select k.private_id
+from {prefix}_data_key_name n
+join {prefix}_data_key k on k.root_key_id = n.root_key_id and k.purpose = n.purpose
+where n.removed = 1 or exists (
+    select 1 from {prefix}_data_key_version v where v.data_key_id = k.private_id and v.version <= n.last_version)
+order by k.private_id`)
+
 	strangeUsageQuery = define(`
 select u.private_id from {prefix}_usage u
 where not exists (select 1 from {prefix}_data_key_version v where v.private_id = u.private_id)
@@ -90,6 +98,7 @@ func (q queries) integrity(ctx context.Context) ([]string, error) {
 		}},
 		{gapsQuery, sayOf("the versions of key %s are not numbered 1, 2, 3 and so on")},
 		{strangeParentsQuery, sayOf("version %s is wrapped under what is no version of its root key that wraps")},
+		{strangeNamesQuery, sayOf("the name of key %s says that the key, or a number of its versions, was removed")},
 		{strangeUsageQuery, sayOf("messages were taken of version %s, which is not there")},
 	} {
 		list, err := q.list(ctx, check.query, check.say)

@@ -40,6 +40,15 @@ func TestIntegrityFindsWhatWasDoneByHand(t *testing.T) {
 			dropTrigger("data_key_version_parent_update") + "update kms_data_key_version set root_key_version_id = 'krkv_b1' where version = 1",
 			"version kdkv_a1 is wrapped under",
 		},
+		"a key of a removed name": {
+			dropTrigger("data_key_name_free") + insert("data_key_name",
+				dataKeyNameRow.With("purpose", "'a'", "last_version", "0", "removed", "1")),
+			"the name of key kdk_a says",
+		},
+		"a number that comes twice": {
+			insert("data_key_name", dataKeyNameRow.With("purpose", "'a'", "last_version", "1")),
+			"the name of key kdk_a says",
+		},
 		"a usage of nothing": {
 			dropTrigger("usage_of_version") + insert("usage", usageRow.With("private_id", "'kdkv_none'")),
 			"messages were taken of version kdkv_none",

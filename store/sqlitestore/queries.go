@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"strings"
 
 	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/store"
@@ -51,8 +52,8 @@ func scanEpochs(e *store.Epochs) func(*sql.Rows) error {
 const bucket = `max(0, instr('0123456789abcdefghijklmnopqrstuv', lower(substr(private_id, 5, 1))) - 1)`
 
 // family is a statement that reads a family, as the rows of package rows. ctes are the common table expressions that
-// pick the root key, r, and, if withData, the data keys, d.
-func family(ctes string, withData bool) query {
+// pick the root key, r, and, if withData, the data keys, d; more are statements that read further rows.
+func family(ctes string, withData bool, more ...string) query {
 	buckets := `select ` + bucket + ` from r`
 	if withData {
 		buckets += ` union all select ` + bucket + ` from d`
@@ -75,7 +76,7 @@ from r cross join {prefix}_tombstone t on t.key_id = r.private_id`
 		text += `
 union all
 select 4, private_id, root_key_id, purpose,
-    seq, head_version, rotate_every, max_messages, coalesce(rotate_at, 0), ik_kid, mac, null
+    seq, head_version, rotate_every, max_messages, coalesce(rotate_at, 0), ik_kid, mac, cast(generator as blob)
 from d
 union all
 select 5, v.private_id, v.data_key_id, v.root_key_version_id,
@@ -85,7 +86,7 @@ union all
 select 6, t.private_id, t.key_id, '', t.version, 0, t.alg, t.destroyed, 0, null, t.commitment, null
 from d cross join {prefix}_tombstone t on t.key_id = d.private_id`
 	}
-	return define(text)
+	return define(strings.Join(append([]string{text}, more...), "\nunion all"))
 }
 
 const byScope = `
@@ -157,18 +158,30 @@ func (q queries) Scope(ctx context.Context, scope key.Scope) (store.Family, erro
 }
 
 func (q queries) family(ctx context.Context, query query, args ...any) (store.Family, error) {
+	f, _, err := q.familyAndNames(ctx, query, args...)
+	return f, err
+}
+
+func (q queries) familyAndNames(ctx context.Context, query query, args ...any) (store.Family, []store.Name, error) {
 	var f rows.Family
+	var names []store.Name
 	err := q.each(ctx, query, args, func(r *sql.Rows) error {
 		var row rows.Row
 		if err := r.Scan(row.Columns()...); err != nil {
 			return &rows.Error{Row: string(row.ID), Problem: err.Error()}
 		}
+		if row.Table == rows.Name {
+			n, err := row.AsName()
+			names = append(names, n)
+			return err
+		}
 		return f.Add(&row)
 	})
 	if err != nil {
-		return store.Family{}, err
+		return store.Family{}, nil, err
 	}
-	return f.Family()
+	all, err := f.Family()
+	return all, names, err
 }
 
 var (

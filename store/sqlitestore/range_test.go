@@ -16,7 +16,7 @@ func TestNumbersOutOfRangeAreNotReadAsOthers(t *testing.T) {
 	const byte2, word2 = "256", "4294967296"
 	s := migrated(t, Config{}, filepath.Join(t.TempDir(), "keys.db"))
 	s.DB().SetMaxOpenConns(1)
-	mustExec(t, s, "pragma foreign_keys = off; pragma ignore_check_constraints = on;"+base+
+	mustExec(t, s, "pragma foreign_keys = off; pragma ignore_check_constraints = on;"+base+insert("data_key_name", dataKeyNameRow)+
 		"insert into kms_tombstone select 'kdk_a', 4, 'kdkv_a4', 'dek', 1, commitment, 7 from kms_tombstone where key_id = 'krk_other'")
 	rows, err := s.DB().Query("select name from sqlite_master where type = 'trigger' and name not like '%epoch%'")
 	must(t, err)
@@ -27,11 +27,23 @@ func TestNumbersOutOfRangeAreNotReadAsOthers(t *testing.T) {
 		drop = append(drop, "drop trigger "+name)
 	}
 	must(t, errors.Join(rows.Err(), rows.Close()))
-	mustExec(t, s, strings.Join(drop, ";"))
+	mustExec(t, s, strings.Join(drop, ";")+"; update kms_data_key_version set alg = 2 where data_key_id = 'kdk_a'")
 
 	read := map[string]func() error{
 		"family": func() error {
 			_, err := s.Key(t.Context(), key.Ref{Scope: "a", Purpose: "a"})
+			return err
+		},
+		"name": func() error {
+			_, _, err := s.Name(t.Context(), key.Ref{Scope: "a", Purpose: "x"})
+			return err
+		},
+		"names": func() error {
+			_, err := s.NamesNotUnder(t.Context(), [16]byte{1}, 10)
+			return err
+		},
+		"named": func() error {
+			_, err := s.Named(t.Context(), "a", "", 10)
 			return err
 		},
 		"installation": func() error {
@@ -59,6 +71,11 @@ func TestNumbersOutOfRangeAreNotReadAsOthers(t *testing.T) {
 		{"data_key", "head_version", "head_version + " + word2, "private_id = 'kdk_a'", "kdk_a", "family"},
 		{"data_key", "rotate_every", "-1", "private_id = 'kdk_a'", "kdk_a", "family"},
 		{"data_key", "max_messages", "-1", "private_id = 'kdk_a'", "kdk_a", "family"},
+		{"data_key", "rotate_every", "-1", "private_id = 'kdk_a'", `row "a"`, "named"},
+		{"data_key_name", "seq", "-1", "true", `row "x"`, "name"},
+		{"data_key_name", "last_version", "last_version + " + word2, "true", `row "x"`, "name"},
+		{"data_key_name", "seq", "-1", "true", `row "x"`, "names"},
+		{"data_key_name", "removed", "'x'", "true", `row "x"`, "names"},
 		{"root_key", "seq", "-1", "private_id = 'krk_a'", "krk_a", "family"},
 		{"root_slot", "state", "state + " + byte2, "private_id = 'kr_a'", "kr_a", "installation"},
 		{"root_slot", "private_id", "'database is locked', state = 300", "private_id = 'kr_a'", "database is locked", "installation"},

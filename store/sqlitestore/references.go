@@ -42,7 +42,8 @@ const ownTables = `
     '{prefix}_schema_version', '{prefix}_installation_key', '{prefix}_root_slot', '{prefix}_installation',
     '{prefix}_escrow', '{prefix}_tombstone', '{prefix}_epoch', '{prefix}_purpose', '{prefix}_reference',
     '{prefix}_instance', '{prefix}_lease', '{prefix}_usage',
-    '{prefix}_root_key', '{prefix}_root_key_version', '{prefix}_data_key', '{prefix}_data_key_version'`
+    '{prefix}_root_key', '{prefix}_root_key_version', '{prefix}_data_key', '{prefix}_data_key_version',
+    '{prefix}_data_key_name'`
 
 // column is one that has ids of versions, and what was found in it.
 type column struct {

@@ -123,11 +123,16 @@ func TestAReplacedTenantTakesItsKeysAlong(t *testing.T) {
 	for _, scope := range []string{"a", "b"} {
 		_, err := s.Create(t.Context(), m.Inst(), m.Scope(key.Scope(scope), "one"))
 		must(t, err)
+		must(t, s.PutName(t.Context(), m.Inst(), 0, m.Name(rootOf(t, s, key.Scope(scope)), "named")))
 	}
 	mustExec(t, s, "insert into tenant (id, name) values ('a', 'new') on conflict (id) do update set name = excluded.name")
 	mustExec(t, s, "insert or replace into tenant (id, name) values ('b', 'new')")
 	if scopes, err := s.Scopes(t.Context(), "", 10); err != nil || len(scopes) != 1 || scopes[0] != "a" {
 		t.Errorf("Scopes: %q, %v; want that of the tenant that was not replaced", scopes, err)
+	}
+	names, err := s.NamesNotUnder(t.Context(), [16]byte{}, 10)
+	if err != nil || len(names) != 1 || names[0].RootKeyID != rootOf(t, s, "a") {
+		t.Errorf("NamesNotUnder: %+v, %v; want the name of that tenant", names, err)
 	}
 	storetest.Check(t, s)
 }

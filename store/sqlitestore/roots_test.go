@@ -24,12 +24,14 @@ const nextKey = "x'000102030405060708090a0b0c0d0e0f'"
 // rootsBreaking are the rules about installation keys, about the times of slots, and about escrow.
 func rootsBreaking() []breaking {
 	addKey := insert("installation_key", nextKeyRow)
+	addName := insert("data_key_name", dataKeyNameRow)
 	// What names the first installation key, and what makes it name the next.
 	named := []struct{ table, move string }{
 		{"installation", "update {prefix}_installation set seq = 6, ik_kid = " + nextKey + ";"},
 		{"root_key", "update {prefix}_root_key set seq = 6, ik_kid = " + nextKey + ";"},
 		{"root_key_version", "update {prefix}_root_key_version set ik_kid = " + nextKey + ";"},
 		{"data_key", "update {prefix}_data_key set seq = 6, ik_kid = " + nextKey + ";"},
+		{"data_key_name", "update {prefix}_data_key_name set seq = 6, ik_kid = " + nextKey + ";"},
 	}
 	var list []breaking
 	for i := range named {
@@ -41,8 +43,8 @@ func rootsBreaking() []breaking {
 		}
 		name := named[i].table + "_ik_kid_fkey"
 		list = append(list,
-			breaking{name, named[i].move, foreignKey},
-			breaking{name, addKey + others + "delete from {prefix}_installation_key where ik_kid = zeroblob(16)", foreignKey},
+			breaking{name, addName + named[i].move, foreignKey},
+			breaking{name, addName + addKey + others + "delete from {prefix}_installation_key where ik_kid = zeroblob(16)", foreignKey},
 		)
 	}
 	return slices.Concat(list,

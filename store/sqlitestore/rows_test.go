@@ -101,6 +101,15 @@ var reads = map[string]func(ctx context.Context, s *Store, q store.Queries) (any
 		}
 		return timeless(q.KeyOfVersion(ctx, f.Data[0].Versions[0].ID))
 	},
+	"Name": func(ctx context.Context, _ *Store, q store.Queries) (any, error) {
+		f, n, err := q.Name(ctx, key.Ref{Scope: "a", Purpose: "named"})
+		f.Now = 0
+		return []any{f, n}, err
+	},
+	"Named": func(ctx context.Context, s *Store, _ store.Queries) (any, error) { return s.Named(ctx, "a", "", 10) },
+	"NamesNotUnder": func(ctx context.Context, s *Store, _ store.Queries) (any, error) {
+		return s.NamesNotUnder(ctx, [16]byte{}, 10)
+	},
 	"Scope":  func(ctx context.Context, _ *Store, q store.Queries) (any, error) { return timeless(q.Scope(ctx, "a")) },
 	"Scopes": func(ctx context.Context, _ *Store, q store.Queries) (any, error) { return q.Scopes(ctx, "", 10) },
 	"Families": func(ctx context.Context, s *Store, _ store.Queries) (any, error) {
@@ -123,6 +132,13 @@ var reads = map[string]func(ctx context.Context, s *Store, q store.Queries) (any
 	"Integrity":  func(ctx context.Context, s *Store, _ store.Queries) (any, error) { return s.Integrity(ctx) },
 }
 
+func rootOf(t testing.TB, s store.Store, scope key.Scope) key.ID {
+	t.Helper()
+	f, err := s.Key(t.Context(), key.Ref{Scope: scope})
+	must(t, err)
+	return f.Root.ID
+}
+
 func timeless(f store.Family, err error) (store.Family, error) {
 	f.Now = 0
 	return f, err
@@ -134,6 +150,7 @@ func TestAnAnswerThatEndsWithAnErrorIsNoAnswer(t *testing.T) {
 	file := prepared(t, func(t testing.TB, s store.Store, m *storetest.Maker) {
 		sqltest.WithLife(t, s, m)
 		must(t, s.AddEscrow(t.Context(), m.Inst(), store.Escrow{IKKID: m.IKKID(), Event: "written"}))
+		must(t, s.PutName(t.Context(), m.Inst(), 0, m.Name(rootOf(t, s, "a"), "named")))
 		must(t, s.AddPurposes(t.Context(), []store.Purpose{{Purpose: "one", Alg: key.Message}, {Purpose: "two", Alg: key.Raw}}))
 		mustExec(t, s.(*Store), "create table secret (a text references kms_data_key_version, b text references kms_data_key_version)")
 	}, storetest.NewMaker(1))

@@ -19,7 +19,8 @@ where private_id = ?1 and seq = ?2`)
 
 	updateDataKey = define(`
 update {prefix}_data_key
-set seq = ?3, head_version = ?4, rotate_every = ?5, max_messages = ?6, ik_kid = ?7, mac = ?8, rotate_at = ?9
+set seq = ?3, head_version = ?4, rotate_every = ?5, max_messages = ?6, ik_kid = ?7, mac = ?8, rotate_at = ?9,
+    generator = ?10
 where private_id = ?1 and seq = ?2`)
 
 	changeRootKeyVersion = define(`
@@ -62,7 +63,7 @@ func (w *writer) update(ctx context.Context, u *store.Update) error {
 	if u.Kind != key.KEK && u.Kind != key.DEK {
 		return fmt.Errorf("a key cannot be of kind %q", u.Kind)
 	}
-	args, err := manifestArgs(u.Manifest, u.RotateAt)
+	args, err := manifestArgs(u.Kind, u.Manifest, u.RotateAt)
 	if err != nil {
 		return err
 	}

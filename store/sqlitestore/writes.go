@@ -72,8 +72,8 @@ where not exists (select 1 from {prefix}_root_key where scope_id = ?2)`)
 
 	insertDataKey = define(`
 insert into {prefix}_data_key
-    (private_id, root_key_id, purpose, seq, head_version, rotate_every, max_messages, ik_kid, mac, rotate_at)
-select ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10
+    (private_id, root_key_id, purpose, seq, head_version, rotate_every, max_messages, ik_kid, mac, rotate_at, generator)
+select ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11
 where exists (select 1 from {prefix}_root_key where private_id = ?2)
     and not exists (select 1 from {prefix}_data_key where root_key_id = ?2 and purpose = ?3)`)
 
@@ -178,7 +178,7 @@ func (w *writer) create(ctx context.Context, k *store.Key) (bool, error) {
 }
 
 func (w *writer) insertKey(ctx context.Context, k *store.Key) (bool, error) {
-	manifest, err := manifestArgs(k.Manifest, k.RotateAt)
+	manifest, err := manifestArgs(k.Kind, k.Manifest, k.RotateAt)
 	if err != nil {
 		return false, err
 	}
@@ -244,7 +244,14 @@ func (w *writer) checkHead(ctx context.Context, kind key.Kind, id key.ID) error 
 	return err
 }
 
-func manifestArgs(m store.Manifest, rotateAt int64) ([]any, error) {
+// manifestArgs end with the generator for a data key, whose table alone has one.
+func manifestArgs(kind key.Kind, m store.Manifest, rotateAt int64) ([]any, error) {
+	if kind == key.KEK && m.Generator != "" {
+		return nil, errors.New("a root key has no generator")
+	}
+	if err := checkGenerator(m.Generator); err != nil {
+		return nil, err
+	}
 	n, err := integers(m.Seq, m.RotateEvery, m.MaxMessages)
 	if err != nil {
 		return nil, err
@@ -253,7 +260,11 @@ func manifestArgs(m store.Manifest, rotateAt int64) ([]any, error) {
 	if rotateAt != 0 {
 		at = rotateAt
 	}
-	return []any{n[0], int64(m.Head), n[1], n[2], m.IKKID, m.MAC, at}, nil
+	args := []any{n[0], int64(m.Head), n[1], n[2], m.IKKID, m.MAC, at}
+	if kind == key.DEK {
+		args = append(args, m.Generator)
+	}
+	return args, nil
 }
 
 // integers refuses what an integer column cannot hold.

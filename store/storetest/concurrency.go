@@ -212,6 +212,8 @@ var contextTests = []test{
 				"Key":          func() error { _, err := e.s.Key(ctx, ref); return err },
 				"KeyOfVersion": func() error { _, err := e.s.KeyOfVersion(ctx, keys[1].Versions[0].ID); return err },
 				"Scope":        func() error { _, err := e.s.Scope(ctx, ref.Scope); return err },
+				"Name":         func() error { _, _, err := e.s.Name(ctx, ref); return err },
+				"Named":        func() error { _, err := e.s.Named(ctx, ref.Scope, "", 10); return err },
 				"Scopes":       func() error { _, err := e.s.Scopes(ctx, "", 10); return err },
 				"Roll":         func() error { _, err := e.s.Roll(ctx); return err },
 				"Sign":         func() error { _, err := e.s.Sign(ctx, e.m.Instance()); return err },
@@ -226,7 +228,12 @@ var contextTests = []test{
 					_, err := e.s.Rekey(ctx, e.m.Inst(), []store.Rekey{e.m.Rekey(&keys[1], in.IKKID)}, nil)
 					return err
 				},
-				"NotUnder":    func() error { _, _, err := e.s.NotUnder(ctx, [16]byte(in.IKKID), "", 10); return err },
+				"NotUnder":      func() error { _, _, err := e.s.NotUnder(ctx, [16]byte(in.IKKID), "", 10); return err },
+				"NamesNotUnder": func() error { _, err := e.s.NamesNotUnder(ctx, [16]byte{}, 10); return err },
+				"PutName":       func() error { return e.s.PutName(ctx, e.m.Inst(), 0, e.m.Name(keys[0].ID, "named")) },
+				"RemoveKey": func() error {
+					return e.s.RemoveKey(ctx, e.m.Inst(), keys[1].ID, 1, 0, e.m.Removed(&keys[1], store.Name{}))
+				},
 				"Escrows":     func() error { _, err := e.s.Escrows(ctx); return err },
 				"AddEscrow":   func() error { return e.s.AddEscrow(ctx, e.m.Inst(), store.Escrow{IKKID: in.IKKID, Event: "written"}) },
 				"Take":        func() error { _, err := e.s.Take(ctx, keys[1].Versions[0].ID, 1, 10); return err },

@@ -169,6 +169,34 @@ func (m *Maker) DataKey(root *store.Key, purpose key.Purpose, alg key.Alg) store
 		m.Version(key.DEK, 1, key.Active, alg, head(root).ID))
 }
 
+// Name returns what is known at first of the name of a raw data key: that it is registered with a generator.
+func (m *Maker) Name(root key.ID, purpose key.Purpose) store.Name {
+	return m.NextName(store.Name{RootKeyID: root, Purpose: purpose, Generator: "aes128-random"})
+}
+
+// NextName returns n with the next sequence number.
+func (m *Maker) NextName(n store.Name) store.Name {
+	n.Seq, n.IKKID, n.MAC = n.Seq+1, m.IKKID(), m.Bytes(32)
+	return n
+}
+
+// Removed returns what is known of the name of k after n, when k was removed. A zero n is a name of which nothing is
+// known.
+func (m *Maker) Removed(k *store.Key, n store.Name) store.Name {
+	n.RootKeyID, n.Purpose, n.Last, n.Removed = k.RootKeyID, k.Purpose, newest(k), true
+	return m.NextName(n)
+}
+
+// After returns a new raw data key under the head of root, whose numbers go on where those of n ended.
+func (m *Maker) After(root *store.Key, n store.Name) store.Key {
+	k := m.DataKey(root, n.Purpose, key.Raw)
+	k.Generator, k.Head, k.Versions[0].Number = n.Generator, n.Last+1, n.Last+1
+	for i := range n.Last {
+		k.Tombstones = append(k.Tombstones, store.Tombstone{Number: i + 1, Alg: key.Raw, Commit: make([]byte, 32)})
+	}
+	return k
+}
+
 func (m *Maker) withVersion(k store.Key, v store.Version) store.Key {
 	k.Manifest = m.Manifest(1, v.Number)
 	k.Versions = []store.Version{v}
@@ -188,6 +216,7 @@ func (m *Maker) Scope(scope key.Scope, purposes ...key.Purpose) []store.Key {
 // Next returns an update of k that changes its manifest alone.
 func (m *Maker) Next(k *store.Key) store.Update {
 	next := m.Manifest(k.Seq+1, k.Head)
+	next.Generator = k.Generator
 	return store.Update{Inst: m.inst, Kind: k.Kind, KeyID: k.ID, From: k.Seq, Manifest: next, RotateAt: k.RotateAt}
 }
 

@@ -64,6 +64,8 @@ func (m *model) run() {
 	add("update again", m.update)
 	add("rewrap", m.rewrap)
 	add("take", m.take)
+	add("name", m.putName)
+	add("remove", m.removeKey)
 	add("roots", m.changeRoots)
 	add("rekey", m.rekey)
 	add("rekey all", m.rekeyAll)
@@ -121,6 +123,7 @@ func (m *model) compareScope(scope key.Scope) {
 	if d := diff(want, got); d != "" {
 		m.Fatalf("Scope (-specification +store):\n%s", d)
 	}
+	m.compareNames(scope)
 }
 
 // key reads a key from the specification. Where there is none it makes up one that was never stored.
@@ -142,14 +145,18 @@ func (m *model) key(ref key.Ref) (k, root store.Key) {
 func (m *model) create() {
 	ref := m.ref()
 	var keys []store.Key
-	if ref.IsRoot() {
+	_, root := m.key(key.Ref{Scope: ref.Scope})
+	alg := rapid.SampledFrom([]key.Alg{key.Message, key.Raw, key.BlindIndex}).Draw(m.T, "alg")
+	switch {
+	case ref.IsRoot():
 		keys = m.env.m.Scope(ref.Scope, modelPurposes[1:rapid.IntRange(1, 3).Draw(m.T, "purposes")]...)
-	} else {
-		_, root := m.key(key.Ref{Scope: ref.Scope})
-		alg := rapid.SampledFrom([]key.Alg{key.Message, key.Raw, key.BlindIndex}).Draw(m.T, "alg")
+	case alg == key.Raw:
+		keys = []store.Key{m.after(ref)}
+	default:
 		keys = []store.Key{m.env.m.DataKey(&root, ref.Purpose, alg)}
 	}
-	if m.rarely("spoil") {
+	spoiled := m.rarely("spoil")
+	if spoiled {
 		keys[len(keys)-1].Versions[0].Blob = nil
 	}
 	for _, k := range keys {
@@ -158,7 +165,9 @@ func (m *model) create() {
 	inst := m.inst()
 	n, err := m.inReal.Create(m.ctx(), inst, keys)
 	specN, specErr := m.inSpec.Create(m.ctx(), inst, keys)
-	m.same("Create of "+ref.String(), n, err, specN, specErr)
+	if !spoiled || err == nil || specErr == nil {
+		m.same("Create of "+ref.String(), n, err, specN, specErr)
+	}
 	m.compareScope(ref.Scope)
 }
 
@@ -186,6 +195,9 @@ func (m *model) update() {
 		u.States = m.env.m.Step(&k, v.Number, m.state()).States
 	default:
 		u = m.env.m.Next(&k)
+		if !ref.IsRoot() {
+			u.Manifest.Generator = m.generator()
+		}
 	}
 	if u.Add != nil {
 		m.ids = append(m.ids, u.Add.ID)

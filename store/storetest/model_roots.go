@@ -167,6 +167,7 @@ func (m *model) rekeyAll() {
 		}
 	}
 	m.notUnder()
+	m.rekeyNames(in.IKKID)
 	for _, k := range in.Keys {
 		if string(k.KID) != string(in.IKKID) {
 			m.sameRoots("ChangeRoots that drops what nothing names", m.env.m.DropKey(&in, k.KID))

@@ -79,7 +79,9 @@ var shredTests = []test{
 		if e.h.NoDestroyInTx {
 			e.Skip("transactions have no right to delete keys")
 		}
-		e.create(e.m.Scope(e.scope(1), "one")...)
+		keys := e.m.Scope(e.scope(1), "one")
+		e.create(keys...)
+		e.putName(0, e.m.Name(keys[0].ID, "two"))
 		e.unchanged(func() {
 			tx, _, rollback := begin()
 			done, err := tx.Shred(e.ctx, e.m.Inst(), e.scope(1))

@@ -76,6 +76,8 @@ func Run(t *testing.T, h Harness) {
 		{"references", referenceTests},
 		{"shred", shredTests},
 		{"epochs", epochTests},
+		{"names", nameTests},
+		{"removal", removalTests},
 		{"update", updateTests},
 		{"disabled", disabledTests},
 		{"rewrap", rewrapTests},
@@ -262,6 +264,7 @@ type dump struct {
 	Installation store.Installation
 	Escrows      []store.Escrow
 	Families     []store.Family
+	Names        []store.Name
 }
 
 func dumpOf(ctx context.Context, s store.Store) (d dump, err error) {
@@ -269,6 +272,9 @@ func dumpOf(ctx context.Context, s store.Store) (d dump, err error) {
 		return d, err
 	}
 	if d.Escrows, err = s.Escrows(ctx); err != nil {
+		return d, err
+	}
+	if d.Names, err = allNames(ctx, s); err != nil {
 		return d, err
 	}
 	scopes, err := s.Scopes(ctx, "", 1_000_000)

@@ -7,6 +7,7 @@ package main
 import (
 	"context"
 	"crypto/fips140"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -27,7 +28,7 @@ import (
 
 func main() {
 	g := &generator{out: &vectors.File{Format: "keyhold v1"}}
-	for _, step := range []func() error{g.tuples, g.installation, g.scopes, g.localRoot, g.recovery} {
+	for _, step := range []func() error{g.tuples, g.installation, g.scopes, g.names, g.localRoot, g.rawRoot, g.recovery} {
 		if err := step(); err != nil {
 			fmt.Fprintln(os.Stderr, "make vectors:", err)
 			os.Exit(1)
@@ -183,6 +184,7 @@ func (g *generator) dataKey(parent *seal.Parent, kek *seal.Key, alg key.Alg, ver
 	case key.Imported:
 		return g.legacy(dek)
 	case key.Raw:
+		g.generated(string(id.RootKeyID), keyID, dek)
 	}
 	return nil
 }
@@ -222,21 +224,26 @@ func (g *generator) manifest(owner string, id key.ID, k *seal.Key) error {
 			{Version: 2, State: key.Active, Alg: k.Identity().Alg, Commit: k.Commit(), ID: k.ID()},
 		},
 	}
-	mac := g.ik.MAC(m.Append(nil))
-	good := vectors.Manifest{
-		Note: "as made", Valid: true, IK: bytesOf(g.ik), Kind: string(m.Kind), Owner: owner, Purpose: string(m.Purpose),
-		KeyID: string(id), Seq: m.Seq, Head: uint32(m.Head), RotateEvery: m.Policy.RotateEvery, MaxMessages: m.Policy.MaxMessages,
-		MAC: mac[:],
-	}
-	for _, v := range m.Versions {
-		good.Versions = append(good.Versions, vectors.ManifestVersion{
-			Version: uint32(v.Version), State: uint8(v.State), Alg: uint8(v.Alg), Commit: v.Commit[:], ID: string(v.ID),
-		})
-	}
+	good := g.manifestEntry("as made", m)
 	bad := good
 	bad.Note, bad.Valid, bad.Seq = "older seq", false, good.Seq-1
 	g.out.Manifest = append(g.out.Manifest, good, bad)
 	return nil
+}
+
+func (g *generator) manifestEntry(note string, m envelope.Manifest) vectors.Manifest {
+	mac := g.ik.MAC(m.Append(nil))
+	e := vectors.Manifest{
+		Note: note, Valid: true, IK: bytesOf(g.ik), Kind: string(m.Kind), Owner: m.Owner, Purpose: string(m.Purpose),
+		KeyID: string(m.KeyID), Seq: m.Seq, Head: uint32(m.Head), RotateEvery: m.Policy.RotateEvery,
+		MaxMessages: m.Policy.MaxMessages, Generator: m.Policy.Generator, MAC: mac[:],
+	}
+	for _, v := range m.Versions {
+		e.Versions = append(e.Versions, vectors.ManifestVersion{
+			Version: uint32(v.Version), State: uint8(v.State), Alg: uint8(v.Alg), Commit: v.Commit[:], ID: string(v.ID),
+		})
+	}
+	return e
 }
 
 func (g *generator) messages(dek *seal.Key) error {
@@ -309,6 +316,31 @@ func (g *generator) localRoot() error {
 	}
 	v.Ciphertext, v.Nonce, v.WrapperKeyID = blob.GetCiphertext(), blob.GetCiphertext()[:24], blob.GetKeyInfo().GetKeyId()
 	g.out.LocalRoot = v
+	return nil
+}
+
+func (g *generator) rawRoot() error {
+	for i := range 3 {
+		k := random(envelope.KeySize)
+		root, err := localroot.FromBytes(k)
+		if err != nil {
+			return err
+		}
+		good := vectors.RawRoot{Note: "as made", Valid: true, Key: k, AAD: random(4), Plaintext: random(12 + i)}
+		good.File = base64.StdEncoding.AppendEncode(nil, k)
+		if i == 0 {
+			good.File = k
+		}
+		blob, err := root.Encrypt(context.Background(), good.Plaintext, wrapping.WithAad(good.AAD))
+		if err != nil {
+			return err
+		}
+		good.Ciphertext, good.Nonce, good.WrapperKeyID = blob.GetCiphertext(), blob.GetCiphertext()[:24], blob.GetKeyInfo().GetKeyId()
+		bad := good
+		bad.Note, bad.Valid, bad.Plaintext, bad.AAD = "another AAD", false, nil, append(random(1), good.AAD...)
+		g.out.RawRoot = append(g.out.RawRoot, good, bad,
+			vectors.RawRoot{Note: "a file that is too short", File: good.File[:len(good.File)-1]})
+	}
 	return nil
 }
 

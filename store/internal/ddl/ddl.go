@@ -99,7 +99,7 @@ func (s Schema) Add(st Tokens) error {
 		return s.table(st)
 	case st.StartWithWords("create", "index"), st.StartWithWords("create", "unique", "index"):
 		return s.onTable(Index, st)
-	case st.StartWithWords("create", "trigger"):
+	case st.StartWithWords("create", "trigger"), st.StartWithWords("create", "constraint", "trigger"):
 		return s.onTable(Trigger, st)
 	case st.StartWithWords("create", "function"):
 		return s.function(st)

@@ -55,6 +55,7 @@ func TestReadKnowsEveryStatementOfAMigration(t *testing.T) {
 			create trigger t_tr before update of a, b on s.t when old.a is null begin
 				select case when 1 then 2 end; select raise(abort, 'end; begin');
 			end;
+			create constraint trigger t_end after update on s.t deferrable for each row execute function s.f();
 			insert into s.t values (1, 2)`)},
 		"0001_a.up.sql": {Data: []byte(`create table s.t (
 				a text default ('a, b'), -- not this: c text,
@@ -80,6 +81,7 @@ func TestReadKnowsEveryStatementOfAMigration(t *testing.T) {
 		"index i of table t":         "create unique index i on t (a) where b = 1",
 		"trigger t_tr of table t": "create trigger t_tr before update of a, b on t when old.a is null begin " +
 			"select case when 1 then 2 end; select raise(abort, 'end; begin'); end",
+		"trigger t_end of table t":   "create constraint trigger t_end after update on t deferrable for each row execute function f()",
 		"function f(a text, b text)": "create function f(a text, b text) returns text language sql as $$ select a from s.t; $$",
 	}
 	if d := cmp.Diff(want, got); d != "" {

@@ -3,6 +3,7 @@ package rows
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 
@@ -10,7 +11,7 @@ import (
 	"keyhold.example/keyhold/store"
 )
 
-// A family is read as one list of rows of several tables. The first column says which.
+// A family is read as one list of rows of several tables, and names likewise. The first column says which.
 const (
 	Now = iota
 	Root
@@ -19,6 +20,7 @@ const (
 	Data
 	DataVersion
 	DataTombstone
+	Name
 )
 
 // Row is one row of a family, as the statement of every store returns it. Which column has what, depends on Table.
@@ -108,11 +110,29 @@ func (f *Family) addKey(n *Numbers, r *Row) {
 		f.f.Root = k
 		return
 	}
-	k.Kind, k.Scope, k.RootKeyID, k.Purpose = key.DEK, "", r.Owner, key.Purpose(r.Name)
+	k.Kind, k.Scope, k.RootKeyID, k.Purpose, k.Generator = key.DEK, "", r.Owner, key.Purpose(r.Name), string(r.Z)
 	if f.data == nil {
 		f.data = map[key.ID]*store.Key{}
 	}
 	f.data[k.ID] = &k
+}
+
+// AsName is a row of Name, which no family takes.
+func (r *Row) AsName() (store.Name, error) {
+	var n Numbers
+	name := store.Name{
+		RootKeyID: r.Owner, Purpose: key.Purpose(r.Name), Seq: Fit[uint64](&n, r.A), Last: Fit[key.Version](&n, r.B),
+		Removed: r.C != 0, IKKID: r.X, MAC: r.Y, Generator: string(r.Z),
+	}
+	return name, n.Check(r.Name)
+}
+
+// CheckName looks at the rules for a name that is to be stored where from is the sequence number of what is.
+func CheckName(from uint64, n *store.Name) error {
+	if n.Seq <= from || n.Seq > math.MaxInt64 {
+		return fmt.Errorf("the sequence number of a name cannot go from %d to %d", from, n.Seq)
+	}
+	return n.Purpose.Validate()
 }
 
 // key is nil for a key that was not read.

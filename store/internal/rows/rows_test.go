@@ -30,7 +30,7 @@ func some() []Row {
 		{Table: Root, ID: "krk_a", Name: "scope", A: 1, B: 2, C: 3, D: 4, E: 5, X: []byte("ik"), Y: []byte("mac")},
 		{Table: RootVersion, ID: "krkv_a2", Owner: "krk_a", A: 2, B: 2, C: 1, D: 6, X: []byte("ik"), Y: []byte("commit"), Z: []byte("blob")},
 		{Table: RootTombstone, ID: "krkv_a1", Owner: "krk_a", A: 1, C: 1, D: 8, Y: []byte("commit")},
-		{Table: Data, ID: "kdk_z", Owner: "krk_a", Name: "z", A: 9, B: 3},
+		{Table: Data, ID: "kdk_z", Owner: "krk_a", Name: "z", A: 9, B: 3, Z: []byte("generator")},
 		{Table: Data, ID: "kdk_b", Owner: "krk_a", Name: "b", A: 9, B: 1},
 		{Table: DataVersion, ID: "kdkv_z3", Owner: "kdk_z", Name: "krkv_a2", A: 3, B: 2, C: 1, D: 6},
 		{Table: DataVersion, ID: "kdkv_z2", Owner: "kdk_z", Name: "krkv_a2", A: 2, B: 4, C: 1, D: 6, E: 9},
@@ -53,7 +53,7 @@ func TestFamily(t *testing.T) {
 		Data: []store.Key{
 			{ID: "kdk_b", Kind: key.DEK, RootKeyID: "krk_a", Purpose: "b", Manifest: store.Manifest{Seq: 9, Head: 1}},
 			{
-				ID: "kdk_z", Kind: key.DEK, RootKeyID: "krk_a", Purpose: "z", Manifest: store.Manifest{Seq: 9, Head: 3},
+				ID: "kdk_z", Kind: key.DEK, RootKeyID: "krk_a", Purpose: "z", Manifest: store.Manifest{Seq: 9, Head: 3, Generator: "generator"},
 				Versions: []store.Version{
 					{ID: "kdkv_z2", Number: 2, State: 4, Disabled: 9, Alg: 1, Created: 6, Parent: "krkv_a2"},
 					{ID: "kdkv_z3", Number: 3, State: 2, Alg: 1, Created: 6, Parent: "krkv_a2"},
@@ -64,6 +64,56 @@ func TestFamily(t *testing.T) {
 	}
 	if d := cmp.Diff(want, got); d != "" || err != nil {
 		t.Errorf("%v (-want +got):\n%s", err, d)
+	}
+}
+
+func TestName(t *testing.T) {
+	row := Row{Table: Name, Owner: "krk_a", Name: "n", A: 9, B: 65535, C: 1, X: []byte("ik"), Y: []byte("mac"), Z: []byte("generator")}
+	want := store.Name{
+		RootKeyID: "krk_a", Purpose: "n", Seq: 9, Generator: "generator", Last: 65535, Removed: true, IKKID: []byte("ik"), MAC: []byte("mac"),
+	}
+	if got, err := row.AsName(); err != nil || cmp.Diff(want, got) != "" {
+		t.Errorf("%+v, %v; want %+v", got, err, want)
+	}
+	row.C, want.Removed = 0, false
+	if got, err := row.AsName(); err != nil || cmp.Diff(want, got) != "" {
+		t.Errorf("%+v, %v; want %+v", got, err, want)
+	}
+	for _, change := range []func(r *Row){
+		func(r *Row) { r.A = -1 }, func(r *Row) { r.B = -1 }, func(r *Row) { r.B = 1<<32 + 7 },
+	} {
+		bad := row
+		change(&bad)
+		if got, err := bad.AsName(); !isOf(err, "n") {
+			t.Errorf("%+v: %+v, %v; want an error about it", bad, got, err)
+		}
+	}
+}
+
+func isOf(err error, row string) bool {
+	bad, ok := errors.AsType[*Error](err)
+	return ok && bad.Row == row
+}
+
+func TestANameIsStoredOnlyForward(t *testing.T) {
+	for _, c := range []struct {
+		from, seq uint64
+		purpose   key.Purpose
+		good      bool
+	}{
+		{0, 1, "n", true},
+		{7, 9, "n", true},
+		{0, math.MaxInt64, "n", true},
+		{0, 0, "n", false},
+		{7, 7, "n", false},
+		{7, 6, "n", false},
+		{0, math.MaxInt64 + 1, "n", false},
+		{0, 1, "", false},
+		{0, 1, "n\x00", false},
+	} {
+		if err := CheckName(c.from, &store.Name{Seq: c.seq, Purpose: c.purpose}); (err == nil) != c.good {
+			t.Errorf("%+v: %v", c, err)
+		}
 	}
 }
 

@@ -65,6 +65,32 @@ var Operations = append([]Operation{
 		},
 	},
 	{
+		Name: "PutName",
+		Prepare: func(t testing.TB, s store.Store, m *storetest.Maker) {
+			t.Helper()
+			Initialized(t, s, m)
+			must(t, putName(context.WithoutCancel(t.Context()), s, m))
+		},
+		Run: func(ctx context.Context, s store.Store, _ store.Queries, m *storetest.Maker) error {
+			return putName(ctx, s, m)
+		},
+	},
+	{
+		Name:    "RemoveKey",
+		Prepare: WithLife,
+		Run: func(ctx context.Context, s store.Store, _ store.Queries, m *storetest.Maker) error {
+			f, err := s.Key(ctx, shared)
+			if err != nil {
+				return err
+			}
+			if len(f.Data) == 0 {
+				return store.ErrConflict // it was done
+			}
+			k := &f.Data[0]
+			return s.RemoveKey(ctx, m.Inst(), k.ID, k.Seq, 0, m.Removed(k, store.Name{}))
+		},
+	},
+	{
 		Name:    "AddEscrow",
 		Prepare: Initialized,
 		Run: func(ctx context.Context, s store.Store, _ store.Queries, m *storetest.Maker) error {
@@ -72,6 +98,21 @@ var Operations = append([]Operation{
 		},
 	},
 }, InTx...)
+
+// putName stores a name of which nothing was known, or changes what is known of it.
+func putName(ctx context.Context, s store.Store, m *storetest.Maker) error {
+	ref := key.Ref{Scope: shared.Scope, Purpose: "named"}
+	f, n, err := s.Name(ctx, ref)
+	if err != nil {
+		return err
+	}
+	from := n.Seq
+	if n = m.NextName(n); from == 0 {
+		n = m.Name(f.Root.ID, ref.Purpose)
+	}
+	n.Last++
+	return s.PutName(ctx, m.Inst(), from, n)
+}
 
 // withTwoKeys leaves, besides what WithLife does, a second installation key, which only the slots' manifest is under.
 func withTwoKeys(t testing.TB, s store.Store, m *storetest.Maker) {

@@ -8,6 +8,8 @@ create table {schema}{prefix}_data_key (
     head_state smallint not null default 2,
     rotate_every bigint not null,
     max_messages bigint not null,
+    -- By which versions of raw bytes are made; empty for the default one.
+    generator text collate "C" not null default '',
     rotate_at bigint,
     ik_kid bytea not null,
     mac bytea not null,
@@ -30,6 +32,9 @@ create table {schema}{prefix}_data_key (
     constraint {prefix}_data_key_head_state check (head_state = 2),
     constraint {prefix}_data_key_rotate_every check (rotate_every >= 0),
     constraint {prefix}_data_key_max_messages check (max_messages >= 0),
+    constraint {prefix}_data_key_generator check (
+        octet_length(generator) <= 255
+        and generator !~ '[\u0001-\u001f\u007f-\u009f]'),
     constraint {prefix}_data_key_rotate_at check (rotate_at is null or rotate_at > 0 and rotate_every > 0),
     constraint {prefix}_data_key_ik_kid check (octet_length(ik_kid) = 16),
     constraint {prefix}_data_key_mac check (octet_length(mac) = 32),
@@ -50,7 +55,7 @@ when (old.private_id is distinct from new.private_id or old.root_key_id is disti
 execute function {schema}{prefix}_refuse('what identifies a data key never changes');
 
 create trigger {prefix}_data_key_seq_grows
-before update of seq, head_version, rotate_every, max_messages, ik_kid, mac on {schema}{prefix}_data_key
+before update of seq, head_version, rotate_every, max_messages, generator, ik_kid, mac on {schema}{prefix}_data_key
 for each row
 when (new.seq <= old.seq)
 execute function {schema}{prefix}_refuse('a new manifest needs a greater sequence number');
@@ -404,3 +409,147 @@ create trigger {prefix}_usage_no_truncate
 before truncate on {schema}{prefix}_usage
 for each statement
 execute function {schema}{prefix}_refuse('keys are not truncated: delete the scopes instead');
+
+-- What is known of a name of raw bytes besides its data key, which may be there or not: by which generator versions are
+-- made, and the last number of the keys that were removed. A name is never forgotten while its root key is there.
+create table {schema}{prefix}_data_key_name (
+    root_key_id text collate "C" not null,
+    purpose text collate "C" not null,
+    seq bigint not null,
+    generator text collate "C" not null,
+    last_version integer not null,
+    -- 1: there is no key of the name, nor will be until it is registered again.
+    removed smallint not null,
+    ik_kid bytea not null,
+    mac bytea not null,
+
+    constraint {prefix}_data_key_name_pkey primary key (root_key_id, purpose),
+    constraint {prefix}_data_key_name_purpose check (
+        octet_length(purpose) between 1 and 255
+        and purpose !~ '[\u0001-\u001f\u007f-\u009f]'
+        and purpose = btrim(purpose, U&' \0009\000a\000b\000c\000d\0085\00a0\1680\2000\2001\2002\2003\2004'
+            '\2005\2006\2007\2008\2009\200a\2028\2029\202f\205f\3000')),
+    constraint {prefix}_data_key_name_seq check (seq >= 1),
+    constraint {prefix}_data_key_name_generator check (
+        octet_length(generator) <= 255
+        and generator !~ '[\u0001-\u001f\u007f-\u009f]'),
+    constraint {prefix}_data_key_name_last_version check (last_version between 0 and 65535),
+    constraint {prefix}_data_key_name_removed check (removed between 0 and 1),
+    constraint {prefix}_data_key_name_ik_kid check (octet_length(ik_kid) = 16),
+    constraint {prefix}_data_key_name_mac check (octet_length(mac) = 32),
+    constraint {prefix}_data_key_name_ik_kid_fkey foreign key (ik_kid)
+        references {schema}{prefix}_installation_key (ik_kid),
+    constraint {prefix}_data_key_name_root_key_fkey foreign key (root_key_id)
+        references {schema}{prefix}_root_key (private_id) on delete cascade
+);
+
+create trigger {prefix}_data_key_name_immutable
+before update of root_key_id, purpose on {schema}{prefix}_data_key_name
+for each row
+when (old.root_key_id is distinct from new.root_key_id or old.purpose is distinct from new.purpose)
+execute function {schema}{prefix}_refuse('what identifies a name never changes');
+
+create trigger {prefix}_data_key_name_seq_grows
+before update of seq, generator, last_version, removed, ik_kid, mac on {schema}{prefix}_data_key_name
+for each row
+when (new.seq <= old.seq)
+execute function {schema}{prefix}_refuse('a change of a name needs a greater sequence number');
+
+create trigger {prefix}_data_key_name_last_grows
+before update of last_version on {schema}{prefix}_data_key_name
+for each row
+when (new.last_version < old.last_version)
+execute function {schema}{prefix}_refuse('the last number of the keys that were removed never goes back');
+
+-- When the root key is deleted, its row is gone before this cascades to the names.
+create function {schema}{prefix}_data_key_name_kept() returns trigger language plpgsql {function_options}as $$
+begin
+    if exists (select 1 from {schema}{prefix}_root_key where private_id = old.root_key_id) then
+        raise exception '%: without its name the numbers of a key would come twice', tg_name
+            using errcode = 'check_violation', constraint = tg_name, table = tg_table_name, schema = tg_table_schema;
+    end if;
+    return old;
+end
+$$;
+
+create trigger {prefix}_data_key_name_kept
+before delete on {schema}{prefix}_data_key_name
+for each row
+execute function {schema}{prefix}_data_key_name_kept();
+
+create trigger {prefix}_data_key_name_no_truncate
+before truncate on {schema}{prefix}_data_key_name
+for each statement
+execute function {schema}{prefix}_refuse('keys are not truncated: delete the scopes instead');
+
+-- Of two transactions, one that removes a name and one that inserts a key of it, neither sees what the other has not
+-- committed. So who removes it locks the root key's row, which a foreign key locks for whoever inserts, until the end.
+-- It writes that row, too, and changes nothing in it: a transaction that sees the database as it was before, at a
+-- stricter level than read committed, can then insert no key. This is deferred, as a name is removed before its key
+-- goes.
+create function {schema}{prefix}_data_key_name_free() returns trigger language plpgsql {function_options}as $$
+begin
+    if tg_op = 'UPDATE' and old.removed = 1 then
+        return null;
+    end if;
+    perform 1 from {schema}{prefix}_root_key where private_id = new.root_key_id for update;
+    update {schema}{prefix}_root_key set rotate_at = rotate_at where private_id = new.root_key_id;
+    if exists (select 1 from {schema}{prefix}_data_key where root_key_id = new.root_key_id and purpose = new.purpose) then
+        raise exception '%: there is a key of the name that is to be removed', tg_name
+            using errcode = 'check_violation', constraint = tg_name, table = tg_table_name, schema = tg_table_schema;
+    end if;
+    return null;
+end
+$$;
+
+create constraint trigger {prefix}_data_key_name_free
+after insert or update on {schema}{prefix}_data_key_name
+deferrable initially deferred
+for each row
+when (new.removed = 1)
+execute function {schema}{prefix}_data_key_name_free();
+
+-- After the insert, which may have waited for a key of the same name to go, and after the trigger of the foreign key,
+-- whose name comes before any prefix and which may have waited for the root key: a name that is removed meanwhile is
+-- seen.
+create function {schema}{prefix}_data_key_named() returns trigger language plpgsql {function_options}as $$
+begin
+    if exists (
+        select 1 from {schema}{prefix}_data_key_name n
+        where n.root_key_id = new.root_key_id and n.purpose = new.purpose
+            and (n.removed = 1 or n.last_version >= new.head_version))
+    then
+        raise exception '%: the name was removed, and a new key of it begins after its last number', tg_name
+            using errcode = 'check_violation', constraint = tg_name, table = tg_table_name, schema = tg_table_schema;
+    end if;
+    return null;
+end
+$$;
+
+create trigger {prefix}_data_key_named
+after insert on {schema}{prefix}_data_key
+for each row
+execute function {schema}{prefix}_data_key_named();
+
+-- When the root key is deleted, its row is gone before this cascades to the data keys.
+create function {schema}{prefix}_data_key_leaves_name() returns trigger language plpgsql {function_options}as $$
+begin
+    if exists (select 1 from {schema}{prefix}_root_key where private_id = old.root_key_id)
+        and not exists (
+            select 1 from {schema}{prefix}_data_key_name n
+            where n.root_key_id = old.root_key_id and n.purpose = old.purpose and n.removed = 1
+                and n.last_version >= greatest(
+                    (select coalesce(max(version), 0) from {schema}{prefix}_data_key_version where data_key_id = old.private_id),
+                    (select coalesce(max(version), 0) from {schema}{prefix}_tombstone where key_id = old.private_id)))
+    then
+        raise exception '%: a data key goes with its root key, or leaves its name, removed, with its last number', tg_name
+            using errcode = 'check_violation', constraint = tg_name, table = tg_table_name, schema = tg_table_schema;
+    end if;
+    return old;
+end
+$$;
+
+create trigger {prefix}_data_key_leaves_name
+before delete on {schema}{prefix}_data_key
+for each row
+execute function {schema}{prefix}_data_key_leaves_name();

@@ -8,10 +8,14 @@ create table {prefix}_data_key (
     head_state integer not null default 2,
     rotate_every integer not null,
     max_messages integer not null,
+    -- By what its versions are made; empty for the default.
+    generator text not null default '',
     rotate_at integer,
     ik_kid blob not null,
     mac blob not null,
     created integer not null default (cast(strftime('%s', 'now') as integer)),
+    -- 0 from when its name says that it is removed until it is deleted, else null.
+    leaving integer,
 
     constraint {prefix}_data_key_pkey primary key (private_id),
     constraint {prefix}_data_key_purpose_key unique (root_key_id, purpose),
@@ -33,16 +37,25 @@ create table {prefix}_data_key (
     constraint {prefix}_data_key_head_state check (head_state = 2),
     constraint {prefix}_data_key_rotate_every check (typeof(rotate_every) = 'integer' and rotate_every >= 0),
     constraint {prefix}_data_key_max_messages check (typeof(max_messages) = 'integer' and max_messages >= 0),
+    constraint {prefix}_data_key_generator check (
+        typeof(generator) = 'text'
+        and length(cast(generator as blob)) <= 255
+        and instr(cast(generator as blob), x'00') = 0
+        and generator not glob '*[' || char(1) || '-' || char(31) || char(127) || '-' || char(159) || ']*'),
     constraint {prefix}_data_key_rotate_at check (
         rotate_at is null or typeof(rotate_at) = 'integer' and rotate_at > 0 and rotate_every > 0),
     constraint {prefix}_data_key_ik_kid check (typeof(ik_kid) = 'blob' and length(ik_kid) = 16),
     constraint {prefix}_data_key_mac check (typeof(mac) = 'blob' and length(mac) = 32),
     constraint {prefix}_data_key_created check (typeof(created) = 'integer' and created > 0),
+    constraint {prefix}_data_key_leaving check (leaving is null or leaving = 0),
     constraint {prefix}_data_key_ik_kid_fkey foreign key (ik_kid)
         references {prefix}_installation_key (ik_kid),
     -- With head_state: at the end of each transaction the head is there, and active.
     constraint {prefix}_data_key_head_fkey foreign key (private_id, head_version, head_state)
         references {prefix}_data_key_version (data_key_id, version, state) deferrable initially deferred,
+    -- To a row that is never there: at the end of each transaction no key is leaving any more.
+    constraint {prefix}_data_key_leaving_fkey foreign key (leaving)
+        references {prefix}_installation (only_row) deferrable initially deferred,
     constraint {prefix}_data_key_root_key_fkey foreign key (root_key_id)
         references {prefix}_root_key (private_id) on delete cascade
 );
@@ -73,7 +86,7 @@ begin
 end;
 
 create trigger {prefix}_data_key_seq_grows
-before update of seq, head_version, rotate_every, max_messages, ik_kid, mac on {prefix}_data_key
+before update of seq, head_version, rotate_every, max_messages, generator, ik_kid, mac on {prefix}_data_key
 when new.seq <= old.seq
 begin
     select raise(abort, '{prefix}_data_key_seq_grows: a new manifest needs a greater sequence number');
@@ -331,6 +344,130 @@ when old.root_key_version_id is not new.root_key_version_id
     and exists (select 1 from {prefix}_root_key_version where private_id = new.root_key_version_id and state = 4)
 begin
     select raise(abort, '{prefix}_data_key_version_parent_usable_update: the parent is disabled');
+end;
+
+-- What is known of the name of a data key besides the key, which may be there or not. It outlives the key, and only
+-- with the root key it goes.
+create table {prefix}_data_key_name (
+    root_key_id text not null,
+    purpose text not null,
+    seq integer not null,
+    generator text not null,
+    -- The highest number of any key of this name that was removed; 0 if none was.
+    last_version integer not null,
+    -- 1 if there is no such key, and is not to be one.
+    removed integer not null,
+    ik_kid blob not null,
+    mac blob not null,
+
+    constraint {prefix}_data_key_name_pkey primary key (root_key_id, purpose),
+    -- The characters trimmed are Unicode's White_Space.
+    constraint {prefix}_data_key_name_purpose check (
+        typeof(purpose) = 'text'
+        and length(cast(purpose as blob)) between 1 and 255
+        and instr(cast(purpose as blob), x'00') = 0
+        and purpose not glob '*[' || char(1) || '-' || char(31) || char(127) || '-' || char(159) || ']*'
+        and purpose = trim(purpose, char(9, 10, 11, 12, 13, 32, 133, 160, 5760, 8192, 8193, 8194, 8195, 8196, 8197, 8198,
+            8199, 8200, 8201, 8202, 8232, 8233, 8239, 8287, 12288))),
+    constraint {prefix}_data_key_name_seq check (typeof(seq) = 'integer' and seq >= 1),
+    constraint {prefix}_data_key_name_generator check (
+        typeof(generator) = 'text'
+        and length(cast(generator as blob)) <= 255
+        and instr(cast(generator as blob), x'00') = 0
+        and generator not glob '*[' || char(1) || '-' || char(31) || char(127) || '-' || char(159) || ']*'),
+    constraint {prefix}_data_key_name_last_version check (
+        typeof(last_version) = 'integer' and last_version between 0 and 65535),
+    constraint {prefix}_data_key_name_removed check (typeof(removed) = 'integer' and removed in (0, 1)),
+    constraint {prefix}_data_key_name_ik_kid check (typeof(ik_kid) = 'blob' and length(ik_kid) = 16),
+    constraint {prefix}_data_key_name_mac check (typeof(mac) = 'blob' and length(mac) = 32),
+    constraint {prefix}_data_key_name_ik_kid_fkey foreign key (ik_kid)
+        references {prefix}_installation_key (ik_kid),
+    constraint {prefix}_data_key_name_root_key_fkey foreign key (root_key_id)
+        references {prefix}_root_key (private_id) on delete cascade
+);
+
+-- Which names a rekey still has to do is asked again after each page of them.
+create index {prefix}_data_key_name_ik_kid_idx on {prefix}_data_key_name (ik_kid, root_key_id, purpose);
+
+create trigger {prefix}_data_key_name_no_replace
+before insert on {prefix}_data_key_name
+when exists (select 1 from {prefix}_data_key_name where root_key_id = new.root_key_id and purpose = new.purpose)
+    or exists (select 1 from {prefix}_data_key_name where rowid = new.rowid)
+begin
+    select raise(abort, '{prefix}_data_key_name_no_replace: a row that is there is never replaced');
+end;
+
+create trigger {prefix}_data_key_name_immutable
+before update on {prefix}_data_key_name
+when old.rowid <> new.rowid or old.root_key_id is not new.root_key_id or old.purpose is not new.purpose
+begin
+    select raise(abort, '{prefix}_data_key_name_immutable: what identifies a name never changes');
+end;
+
+create trigger {prefix}_data_key_name_seq_grows
+before update of seq, generator, last_version, removed, ik_kid, mac on {prefix}_data_key_name
+when new.seq <= old.seq
+begin
+    select raise(abort, '{prefix}_data_key_name_seq_grows: a change needs a greater sequence number');
+end;
+
+create trigger {prefix}_data_key_name_last_grows
+before update of last_version on {prefix}_data_key_name
+when new.last_version < old.last_version
+begin
+    select raise(abort, '{prefix}_data_key_name_last_grows: a number that was used could come twice');
+end;
+
+-- When the root key is deleted, its row is gone before this cascades to its names.
+create trigger {prefix}_data_key_name_kept
+before delete on {prefix}_data_key_name
+when exists (select 1 from {prefix}_root_key where private_id = old.root_key_id)
+begin
+    select raise(abort, '{prefix}_data_key_name_kept: without its row numbers of a removed key could come twice');
+end;
+
+-- A name is removed before its key is deleted, which has to follow in the same transaction.
+create trigger {prefix}_data_key_name_free
+after insert on {prefix}_data_key_name
+when new.removed = 1
+begin
+    update {prefix}_data_key set leaving = 0 where root_key_id = new.root_key_id and purpose = new.purpose;
+end;
+
+create trigger {prefix}_data_key_name_free_update
+after update of removed on {prefix}_data_key_name
+when new.removed = 1
+begin
+    update {prefix}_data_key set leaving = 0 where root_key_id = new.root_key_id and purpose = new.purpose;
+end;
+
+create trigger {prefix}_data_key_stays_leaving
+before update of leaving on {prefix}_data_key
+when old.leaving = 0 and new.leaving is null
+begin
+    select raise(abort, '{prefix}_data_key_stays_leaving: a key whose name is removed is deleted');
+end;
+
+create trigger {prefix}_data_key_named
+after insert on {prefix}_data_key
+when exists (
+    select 1 from {prefix}_data_key_name
+    where root_key_id = new.root_key_id and purpose = new.purpose and (removed = 1 or last_version >= new.head_version))
+begin
+    select raise(abort, '{prefix}_data_key_named: the name is removed, or had the number of the head before');
+end;
+
+-- When the root key is deleted, its row is gone before this cascades to its data keys.
+create trigger {prefix}_data_key_leaves_name
+before delete on {prefix}_data_key
+when exists (select 1 from {prefix}_root_key where private_id = old.root_key_id)
+    and not exists (
+        select 1 from {prefix}_data_key_name
+        where root_key_id = old.root_key_id and purpose = old.purpose and removed = 1 and last_version >= max(
+            (select coalesce(max(version), 0) from {prefix}_data_key_version where data_key_id = old.private_id),
+            (select coalesce(max(version), 0) from {prefix}_tombstone where key_id = old.private_id)))
+begin
+    select raise(abort, '{prefix}_data_key_leaves_name: its name has to say first how far its numbers went');
 end;
 
 -- Here and not with the table, because they look at both kinds of versions.
