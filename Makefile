@@ -40,6 +40,7 @@ REPEAT ?= 100
 endure: ## Repeat races and failovers REPEAT (100) times, and test fleets with the full figures
 	KEYHOLD_TEST_REPEAT=$(REPEAT) $(GO) test -count=1 -timeout 120m -v \
 		-run '^Test(Race|Fleet|Failover|NothingSealsThatWasNotCommitted)' .
+	KEYHOLD_TEST_REPEAT=$(REPEAT) $(GO) test -count=1 -timeout 30m -v -run '^TestFaultTransition' ./dekmanager
 
 .PHONY: test-postgres-versions
 test-postgres-versions: ## Run the tests on PostgreSQL on its oldest and newest version (needs npm)

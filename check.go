@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 
 	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/store"
@@ -37,6 +38,9 @@ func (m *Manager) checkNames(ctx context.Context) (findings []store.Finding, err
 	var names []store.Name
 	err = m.step(ctx, func(ctx context.Context) (err error) {
 		names, err = m.store.NamesNotUnder(ctx, [16]byte{}, math.MaxInt32) // no installation key has that kid
+		if err == nil && slices.ContainsFunc(names, func(n store.Name) bool { return !m.ring.has(n.IKKID) }) {
+			err = m.adopt(ctx)
+		}
 		return err
 	})
 	for i := range names {

@@ -22,6 +22,7 @@ type reader struct {
 	tx    bool // inside the caller's transaction
 	use   use
 	under *store.Lease // what is written is written under it, unless it is nil
+	makes bool         // what is not there, so that it is not asked for in vain
 	keeps bool         // data keys that it reads, and uses them again while their epochs are the same
 
 	unanswered

@@ -110,26 +110,38 @@ func (r reader) keyOrName(ctx context.Context, ref Ref) (named, error) {
 	case !errors.Is(err, ErrNotFound) || fam.Root.ID == "":
 		return named{}, err
 	}
-	n := named{}
-	n.family, err = r.read(ctx, func(ctx context.Context) (fam store.Family, err error) {
-		fam, n.name, err = r.q.Name(ctx, ref)
-		return fam, err
-	})
-	switch {
-	case err != nil:
-		return named{}, err
-	case n.Root.Scope != ref.Scope:
-		return named{}, tampered(&n.Root, "it was read for another scope")
-	case n.name.Seq == 0:
-		return n, nil
+	n, err := r.nameOf(ctx, ref)
+	if err == nil && n.name.Removed {
+		err = fmt.Errorf("%v: %w", ref, ErrRemoved)
 	}
-	if err := r.m.verifyName(&n.name, n.Root.ID, ref); err != nil {
-		return named{}, err
+	return n, err
+}
+
+// nameOf reads what is known of a name, and checks it. In a rekey it may be under another installation key than the
+// keys of the scope.
+func (r reader) nameOf(ctx context.Context, ref Ref) (named, error) {
+	for known := false; ; known = true {
+		n := named{}
+		var err error
+		n.family, err = r.read(ctx, func(ctx context.Context) (fam store.Family, err error) {
+			fam, n.name, err = r.q.Name(ctx, ref)
+			return fam, err
+		})
+		switch {
+		case err != nil:
+			return named{}, err
+		case n.Root.Scope != ref.Scope:
+			return named{}, tampered(&n.Root, "it was read for another scope")
+		case n.name.Seq == 0:
+			return n, nil
+		case !known && !r.m.ring.has(n.name.IKKID):
+			if err := r.adopt(ctx, [][]byte{n.name.IKKID}); err != nil {
+				return named{}, err
+			}
+			continue
+		}
+		return n, r.m.verifyName(&n.name, n.Root.ID, ref)
 	}
-	if n.name.Removed {
-		return n, fmt.Errorf("%v: %w", ref, ErrRemoved)
-	}
-	return n, nil
 }
 
 // isRaw is nil if a key is one of raw bytes.
@@ -365,10 +377,15 @@ func (m *Manager) RemoveRaw(ctx context.Context, ref Ref) error {
 	}
 	defer end()
 	r := m.committed()
+	var tried removal
 	for unsure := false; ; {
-		err := r.removeRaw(ctx, ref)
-		if unsure && errors.Is(err, ErrRemoved) {
-			return nil
+		next, err := r.removal(ctx, ref)
+		if unsure && (errors.Is(err, ErrRemoved) || errors.Is(err, ErrNotFound) || err == nil && next.after(&tried)) {
+			return nil // it was done
+		}
+		if err == nil {
+			tried = next
+			err = r.remove(ctx, &tried)
 		}
 		if err == nil {
 			return nil
@@ -380,44 +397,57 @@ func (m *Manager) RemoveRaw(ctx context.Context, ref Ref) error {
 	}
 }
 
-func (r reader) removeRaw(ctx context.Context, ref Ref) error {
+// removal is what is stored to remove a key, or a registered name.
+type removal struct {
+	key  *store.Key // nil if there is none
+	from uint64     // the sequence number of the name
+	name store.Name
+}
+
+// after says whether d would remove what came into being when t was done. A rekey raises the number of a name by one.
+func (d *removal) after(t *removal) bool {
+	if t.key != nil {
+		return d.key == nil || d.key.ID != t.key.ID
+	}
+	return d.from > t.name.Seq
+}
+
+func (r reader) removal(ctx context.Context, ref Ref) (removal, error) {
 	fam, err := r.keyOrName(ctx, ref)
 	switch {
 	case err != nil:
-		return err
+		return removal{}, err
 	case !fam.made && fam.name.Seq == 0:
-		return fmt.Errorf("purpose %q of scope %q: %w", ref.Purpose, ref.Scope, ErrNotFound)
+		return removal{}, fmt.Errorf("purpose %q of scope %q: %w", ref.Purpose, ref.Scope, ErrNotFound)
 	}
 	if err := errors.Join(r.mayRotate(ctx, &fam.family), fam.notOlder()); err != nil {
-		return err
+		return removal{}, err
 	}
-	n := fam.name
+	d := removal{name: fam.name}
 	if fam.made {
-		known, name, err := r.q.Name(ctx, ref)
-		if err != nil {
-			return err
+		known, err := r.nameOf(ctx, ref)
+		switch {
+		case err != nil:
+			return removal{}, err
+		case known.Root.ID != fam.Root.ID:
+			return removal{}, store.ErrConflict // the scope was made anew just now
 		}
-		if name.Seq > 0 {
-			if known.Root.ID != fam.Root.ID {
-				return store.ErrConflict
-			}
-			if err := r.m.verifyName(&name, fam.Root.ID, ref); err != nil {
-				return err
-			}
-		}
-		n = name
-		n.Generator, n.Last = fam.Data[0].Generator, max(n.Last, newestNumber(&fam.Data[0]))
+		d.key, d.name = &fam.Data[0], known.name
+		d.name.Generator, d.name.Last = d.key.Generator, max(d.name.Last, newestNumber(d.key))
 	}
-	from := n.Seq
-	n.RootKeyID, n.Purpose, n.Removed = fam.Root.ID, ref.Purpose, true
-	n.Seq++
-	r.m.signName(&n)
-	if !fam.made {
-		return r.m.store.PutName(ctx, r.inst(), from, n)
+	d.from = d.name.Seq
+	d.name.RootKeyID, d.name.Purpose, d.name.Removed = fam.Root.ID, ref.Purpose, true
+	d.name.Seq++
+	r.m.signName(&d.name)
+	return d, nil
+}
+
+func (r reader) remove(ctx context.Context, d *removal) error {
+	if d.key == nil {
+		return r.m.store.PutName(ctx, r.inst(), d.from, d.name)
 	}
-	k := &fam.Data[0]
-	defer r.m.changedKey(k)
-	return r.m.store.RemoveKey(ctx, r.inst(), k.ID, k.Seq, from, n)
+	defer r.m.changedKey(d.key)
+	return r.m.store.RemoveKey(ctx, r.inst(), d.key.ID, d.key.Seq, d.from, d.name)
 }
 
 // moveNames makes what is known of names under the newest installation key, in a rekey.

@@ -22,6 +22,25 @@ func (m *Manager) Raw(ctx context.Context, ref Ref) ([]byte, Version, error) {
 	return m.raw(ctx, ref, 0)
 }
 
+// RawOrMake is [Manager.Raw], and where there is no key, [Manager.MakeRaw] before it: of any number of processes that
+// come first one makes the key, and all return it. Errors: those of both.
+func (m *Manager) RawOrMake(ctx context.Context, ref Ref, how RawKey) ([]byte, Version, error) {
+	if h := m.hotRaws.find(ref, 0, m); h != nil {
+		if material, ok := h.material.Copy(); ok {
+			return material, h.number, nil
+		}
+	}
+	for tries := 0; ; tries++ {
+		material, n, err := m.coldRaw(ctx, ref, 0, true)
+		if err == nil || !errors.Is(err, ErrNotFound) || tries > 2 { // somebody removes it again and again
+			return material, n, err
+		}
+		if _, err := m.MakeRaw(ctx, ref, how); err != nil {
+			return nil, 0, err
+		}
+	}
+}
+
 // RawVersion is [Manager.Raw] for the version of the given number, which may be an old one: for what was sealed with
 // it. Errors besides: [ErrNotFound] for a number that the key never had; [ErrDisabled] for a disabled or destroyed
 // version, and for the numbers that a removed key of that name had. It is stale after [Config.OpenFor], and a key that
@@ -41,14 +60,15 @@ func (m *Manager) raw(ctx context.Context, ref Ref, n Version) ([]byte, Version,
 			return material, h.number, nil
 		}
 	}
-	material, number, err := m.coldRaw(ctx, ref, n)
+	material, number, err := m.coldRaw(ctx, ref, n, false)
 	if err != nil {
 		m.telemetry.refused(ctx, "raw", ref.Purpose, err)
 	}
 	return material, number, err
 }
 
-func (m *Manager) coldRaw(ctx context.Context, ref Ref, n Version) ([]byte, Version, error) {
+// coldRaw asks the database where that is needed. makes says that the key is to be made if it is not there.
+func (m *Manager) coldRaw(ctx context.Context, ref Ref, n Version, makes bool) ([]byte, Version, error) {
 	if ref.IsRoot() {
 		return nil, 0, key.Invalid("purpose", "", "it is empty")
 	}
@@ -62,6 +82,7 @@ func (m *Manager) coldRaw(ctx context.Context, ref Ref, n Version) ([]byte, Vers
 		u = opens
 	}
 	r := m.hot(u)
+	r.makes = makes
 	for {
 		before := m.standing()
 		fam, v, err := r.rawVersion(ctx, ref, n)

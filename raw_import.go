@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"keyhold.example/keyhold/internal/seal"
 	"keyhold.example/keyhold/key"
@@ -41,13 +42,13 @@ func (m *Manager) ImportRaw(ctx context.Context, ref Ref, how RawKey, versions [
 	}
 	defer end()
 	r := m.committed()
-	for {
+	for tried := key.ID(""); ; {
 		fam, err := r.keyOrName(ctx, ref)
 		switch {
 		case err != nil:
 			return false, r.known(err)
 		case fam.made:
-			return made, r.known(r.isRawImport(&fam, ref, policy.Generator, versions))
+			return fam.Data[0].ID == tried, r.known(r.isRawImport(&fam, ref, policy.Generator, versions))
 		case fam.name.Seq > 0:
 			if err := fam.sameGenerator(ref, policy.Generator); err != nil {
 				return false, err
@@ -67,7 +68,7 @@ func (m *Manager) ImportRaw(ctx context.Context, ref Ref, how RawKey, versions [
 		case err == nil:
 			err = store.ErrConflict // somebody else made it
 		}
-		made = errors.Is(err, store.ErrUnknownOutcome)
+		tried = row.ID
 		if err := again(ctx, &r, err); err != nil {
 			return false, fmt.Errorf("import %v: %w", ref, err)
 		}
@@ -132,7 +133,7 @@ func (r reader) isRawImport(fam *named, ref Ref, generator string, versions []Im
 	for _, v := range versions {
 		row, live := versionOf(data, v.Number)
 		switch {
-		case !live && v.Number <= newestNumber(data):
+		case !live && wasVersion(data, v.Number):
 			continue // it was destroyed since
 		case !live || row.Alg != key.Raw:
 			return fmt.Errorf("%v has no version %d: %w", ref, v.Number, ErrExists)
@@ -148,4 +149,9 @@ func (r reader) isRawImport(fam *named, ref Ref, generator string, versions []Im
 		}
 	}
 	return nil
+}
+
+// wasVersion says whether a number was that of a version of k which was destroyed, and not one that is only counted.
+func wasVersion(k *store.Key, n Version) bool {
+	return slices.ContainsFunc(k.Tombstones, func(t store.Tombstone) bool { return t.Number == n && t.ID != "" })
 }

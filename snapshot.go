@@ -143,6 +143,9 @@ func (r reader) fillIn(ctx context.Context, f *filling, ref key.Ref, now *readin
 
 // coldKey reads a key that anybody may have asked for.
 func (r reader) coldKey(ctx context.Context, ref key.Ref) (family, error) {
+	if r.makes {
+		return r.key(ctx, ref)
+	}
 	if err := r.m.unknownRefs.begin(ctx); err != nil {
 		return family{}, err
 	}

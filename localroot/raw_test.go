@@ -54,7 +54,8 @@ func TestARawRootOpensTheWorkedExample(t *testing.T) {
 func TestARawRootHas32Bytes(t *testing.T) {
 	for _, n := range []int{0, 1, 16, 24, 31, 33, 34, 64} {
 		root, err := localroot.FromBytes(make([]byte, n))
-		if root != nil || !errors.Is(err, localroot.ErrNotLocalRoot) || !strings.HasSuffix(err.Error(), fmt.Sprintf("has to have 32 bytes, this one has %d", n)) {
+		says := fmt.Sprintf("has to have 32 bytes, this one has %d", n)
+		if root != nil || !errors.Is(err, localroot.ErrNotLocalRoot) || !strings.HasSuffix(err.Error(), says) {
 			t.Errorf("%d bytes: %v, %v", n, root, err)
 		}
 	}

@@ -87,6 +87,7 @@ func params(kind string, address func(t testing.TB, name string) string, files [
 				ts.Setenv(args[0], address(ts.Value(theTest{}).(testing.TB), strings.ToLower(args[0])))
 			},
 			"oldkms":   oldDatabases(kind, address),
+			"olddek":   oldDEKs,
 			"parts":    parts,
 			"capture":  capture,
 			"exits":    exits,

@@ -40,9 +40,10 @@ Where things are: --db, --root and --pin, or else the environment's KEYHOLD_DB, 
 separated by commas). A database is sqlite:PATH; or postgres://USER@HOST/DATABASE, or keywords and values such as
 "service=app", both as PostgreSQL's own programs read them: what an address does not say comes from the PG* variables, the
 service file and the password file, so that postgres:// alone will do, and no password has to be in it. A root is file:PATH;
-env:NAME, an environment variable that holds the root's line; or the key of a KMS, an HSM or a Vault: transit:, awskms:, gcpckms:,
-azurekeyvault:, ocikms:, alicloudkms: or pkcs11:, as docs/roots.md has them, whose credentials come from where that vendor's own
-programs have them. Only init, migrate up and demo make a database file that is not there; databases of PostgreSQL they do not make.
+env:NAME, an environment variable that holds the root's line; raw:PATH, a file with 32 bytes of your own, or their base64; or the
+key of a KMS, an HSM or a Vault: transit:, awskms:, gcpckms:, azurekeyvault:, ocikms:, alicloudkms: or pkcs11:, as docs/roots.md
+has them, whose credentials come from where that vendor's own programs have them. Only init, migrate up and demo make a database
+file that is not there; databases of PostgreSQL they do not make.
 
 To move to another root, give it as --root, and the one before as --old-root or in KEYHOLD_OLD_ROOT (several separated by white
 space), or use root add and root activate. With a root that is not the active one, everything works but rotating keys and changing
@@ -100,7 +101,7 @@ func (a *app) command() *cobra.Command {
 	})
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.db, "db", "", "the database, sqlite:PATH or postgres://... (or KEYHOLD_DB)")
-	flags.StringVar(&a.root, "root", "", "the external root: file:PATH, env:NAME, transit:..., awskms:... and others (or KEYHOLD_ROOT)")
+	flags.StringVar(&a.root, "root", "", "the external root: file:PATH, env:NAME, raw:PATH, transit:..., awskms:... and others (or KEYHOLD_ROOT)")
 	flags.StringArrayVar(&a.oldRoots, "old-root", nil,
 		"a root that --root takes the place of; can be repeated (or KEYHOLD_OLD_ROOT, separated by white space)")
 	flags.StringArrayVar(&a.pins, "pin", nil, "a pin that the installation may have, as init printed it; can be repeated (or KEYHOLD_PIN)")

@@ -18,7 +18,7 @@ import (
 )
 
 func (a *app) importCommand() *cobra.Command {
-	return group("import", "Bring in the keys of another system", a.importKMSCommand())
+	return group("import", "Bring in the keys of another system", a.importKMSCommand(), a.importDEKCommand())
 }
 
 // kmsFlags say where the keys are that are to be imported.

@@ -130,8 +130,8 @@ func (a *app) sayInit(ctx context.Context, m *keyhold.Manager, own *root, files 
 	return nil
 }
 
-// isLocal says whether a root is a file, or a variable of the environment.
+// isLocal says whether a root is in a file, or in a variable of the environment.
 func isLocal(ctx context.Context, r *root) (bool, error) {
 	its, err := r.Type(ctx)
-	return its == localroot.WrapperType, err
+	return its == localroot.WrapperType || its == localroot.RawWrapperType, err
 }

@@ -18,7 +18,7 @@ import (
 func (a *app) keyCommand() *cobra.Command {
 	return group("key", "Root keys, data keys and their versions",
 		a.keyListCommand(), a.keyRotateCommand(), a.keyRewrapCommand(), a.keyDisableCommand(), a.keyEnableCommand(), a.keyDestroyCommand(),
-		a.keyReferencesCommand(), a.keyPolicyCommand())
+		a.keyReferencesCommand(), a.keyPolicyCommand(), a.keyExportCommand())
 }
 
 // keyJSON is a key as --json shows it.

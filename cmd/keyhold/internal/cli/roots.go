@@ -16,7 +16,7 @@ import (
 	"keyhold.example/keyhold/store"
 )
 
-const rootHint = "give --root file:PATH, --root env:NAME or that of a KMS, or set KEYHOLD_ROOT; keyhold root keygen FILE makes a root; " +
+const rootHint = "give --root file:PATH, --root env:NAME, --root raw:PATH or that of a KMS, or set KEYHOLD_ROOT; keyhold root keygen FILE makes a root; " +
 	"docs/roots.md has the others"
 
 // root is an open external root.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"slices"
 	"strings"
 
 	"keyhold.example/keyhold/migrate"
@@ -79,6 +80,10 @@ func (c *copier) versions(ctx context.Context, key string) error {
 // manyValues is how many one statement inserts, of all columns together: more than that does not make it faster.
 const manyValues = 1000
 
+// isPassing says whether a column is of use within a transaction alone, and null in every row that is committed. SQLite has
+// one, and PostgreSQL none.
+func isPassing(column string) bool { return column == "leaving" }
+
 // rows copies the rows of a table that the rest of a query wants, in its order.
 func (c *copier) rows(ctx context.Context, table, rest string, args ...any) error {
 	var columns []string
@@ -105,19 +110,24 @@ func (c *copier) rows(ctx context.Context, table, rest string, args ...any) erro
 		return err
 	}
 	err := each(ctx, c.from, "select * from "+c.prefix+"_"+table+" "+rest, func(r *sql.Rows) (err error) {
-		if columns == nil {
-			if columns, err = r.Columns(); err != nil {
-				return err
-			}
+		all, err := r.Columns()
+		if err != nil {
+			return err
 		}
-		row, into := make([]any, len(columns)), make([]any, len(columns))
+		columns = slices.DeleteFunc(slices.Clone(all), isPassing)
+		row, into := make([]any, len(all)), make([]any, len(all))
 		for i := range row {
 			into[i] = &row[i]
 		}
 		if err := r.Scan(into...); err != nil {
 			return err
 		}
-		if values = append(values, row...); len(values)+len(columns) > manyValues {
+		for i := range row {
+			if !isPassing(all[i]) {
+				values = append(values, row[i])
+			}
+		}
+		if len(values)+len(columns) > manyValues {
 			return insert()
 		}
 		return nil

@@ -16,8 +16,11 @@ type address struct {
 // somebody put into the wrong place, and is not to be repeated.
 func Printable(text string) bool {
 	scheme, rest, _ := strings.Cut(text, ":")
-	if scheme == "file" || scheme == "env" {
+	switch scheme {
+	case "file", "env":
 		return rest != "" && !holdsSecret(text)
+	case "raw":
+		return rest != "" && !holdsSecret(text) && !isRawKey(rest)
 	}
 	_, _, err := parse(text)
 	return err == nil
@@ -37,7 +40,7 @@ func holdsSecret(text string) bool {
 	}
 	for _, begin := range []string{":hvs.", ":hvb.", ":hvr.", "/hvs.", "/hvb.", "/hvr.", ":s.", "/s.", "AKIA", "ASIA", "LTAI", "PRIVATE KEY"} {
 		if strings.Contains(text, begin) {
-			return !strings.HasPrefix(text, "file:") && !strings.HasPrefix(text, "env:")
+			return !strings.HasPrefix(text, "file:") && !strings.HasPrefix(text, "env:") && !strings.HasPrefix(text, "raw:")
 		}
 	}
 	return false
@@ -54,8 +57,11 @@ func parse(given string) (address, provider, error) {
 	if HoldsLocalRoot(given) {
 		return address{}, p, problem(ErrAddress, "a root itself is given where its address belongs")
 	}
+	if scheme == "raw" && isRawKey(rest) {
+		return address{}, p, problem(ErrAddress, keyInAddress)
+	}
 	if !known {
-		return address{}, p, problem(ErrAddress, "an address of a root is file:PATH, env:NAME, or begins with "+
+		return address{}, p, problem(ErrAddress, "an address of a root is file:PATH, env:NAME, raw:PATH, or begins with "+
 			"transit:, awskms:, gcpckms:, azurekeyvault:, ocikms:, alicloudkms: or pkcs11:")
 	}
 	place, query, asked := strings.Cut(rest, "?")

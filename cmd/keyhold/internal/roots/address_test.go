@@ -13,7 +13,7 @@ import (
 
 func TestAddressesThatPeopleWrite(t *testing.T) {
 	for _, address := range []string{
-		"file:root.key", "file:/run/secrets/a root?.key", "env:KEYHOLD_ROOT_LINE",
+		"file:root.key", "raw:mek.key", "raw:/run/secrets/a mek", "file:/run/secrets/a root?.key", "env:KEYHOLD_ROOT_LINE",
 		"transit:keyhold", "transit:mounts/team/keyhold", "transit:keyhold?namespace=team/a",
 		"transit:https://vault:8200/transit/keyhold?namespace=ns&token-file=/run/secrets/token", "transit:http://127.0.0.1:8200/transit/k",
 		"awskms:" + awsKey, "awskms:alias/keyhold?region=eu-central-1", "awskms:alias/keyhold",

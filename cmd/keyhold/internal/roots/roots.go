@@ -70,17 +70,20 @@ func providers() map[string]provider {
 	}
 }
 
-// Open opens the external root at an address: file:PATH, env:NAME, or one of docs/roots.md.
+// Open opens the external root at an address: file:PATH, env:NAME, raw:PATH, or one of docs/roots.md.
 //
 // The error is one sentence that repeats the address only if that holds no secret. It is [ErrAddress] for what is no
-// address; for file and env, that of [localroot.Open] and [localroot.FromEnv]; otherwise of one of the other kinds of
-// this package. Open returns when ctx ends. It makes up to three calls to the vendor, none for gcpckms, file and env:
-// awskms and azurekeyvault ask for the key, transit, ocikms and alicloudkms try it. [Root.Close] has to be called in
-// the end.
+// address; for file, env and raw, that of [localroot.Open], [localroot.FromEnv] and [localroot.FromRawFile]; otherwise
+// of one of the other kinds of this package. Open returns when ctx ends. It makes up to three calls to the vendor, none
+// for gcpckms, file, env and raw: awskms and azurekeyvault ask for the key, transit, ocikms and alicloudkms try it.
+// [Root.Close] has to be called in the end.
 func Open(ctx context.Context, given string) (*Root, error) {
 	scheme, rest, _ := strings.Cut(given, ":")
 	if local := scheme == "file" || scheme == "env"; local && rest != "" && !holdsSecret(given) {
 		return openLocal(scheme, rest, given)
+	}
+	if scheme == "raw" && Printable(given) {
+		return openRaw(rest, given)
 	}
 	a, p, err := parse(given)
 	if err != nil {
@@ -115,7 +118,8 @@ func (r *Root) String() string { return "root " + r.Shown }
 // Format implements [fmt.Formatter]: every verb prints what [Root.String] returns.
 func (r *Root) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, r.String()) }
 
-// Type returns the type that go-kms-wrapping has for the vendor, "pkcs11", or [localroot.WrapperType].
+// Type returns the type that go-kms-wrapping has for the vendor, "pkcs11", [localroot.WrapperType] or
+// [localroot.RawWrapperType].
 func (r *Root) Type(ctx context.Context) (wrapping.WrapperType, error) {
 	return r.vendor.wrapper.Type(ctx)
 }

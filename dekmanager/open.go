@@ -1,0 +1,231 @@
+package dekmanager
+
+import (
+	"cmp"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"strings"
+
+	wrapping "github.com/hashicorp/go-kms-wrapping/v2"
+
+	"keyhold.example/keyhold"
+	"keyhold.example/keyhold/localroot"
+	"keyhold.example/keyhold/migrate"
+	"keyhold.example/keyhold/store"
+	"keyhold.example/keyhold/store/pgstore"
+	"keyhold.example/keyhold/store/sqlitestore"
+)
+
+const mekSize = 32
+
+// NewDEKManager opens the keys in db under mek, which is 32 bytes, and starts what they need over time: rotations, and
+// what [DEKManager.Shutdown] ends. Where there is nothing yet it makes the tables, which takes the right to, and
+// everything else; where there is, it changes no table. Any number of processes may do so at once. db stays the
+// caller's, who closes it after Shutdown; so do mek and the old MEK, which are copied and may be cleared.
+//
+// It has no context, and each of its few calls to the database takes at most 30 s. After an error nothing runs. Errors:
+// "invalid MEK size"; one that names the option that makes no sense; [keyhold.ErrRoot] for a wrong MEK;
+// [keyhold.ErrOldRoot] if the old MEK opens the keys and is not the current one; [ErrLegacy] where there are keys of
+// go-pg-dek-manager that were not imported; a [*keyhold.SchemaError] for tables of another version, or of something
+// else; [*keyhold.IntegrityError]; [keyhold.ErrUnavailable]. A mek that was the current one before is no error: see the
+// package.
+func NewDEKManager(db *sql.DB, mek []byte, options ...DEKManagerOption) (*DEKManager, error) {
+	config := defaults(db, mek)
+	for i, option := range options {
+		if option == nil {
+			return nil, fmt.Errorf("open DEK manager: option %d of %d is nil", i+1, len(options))
+		}
+		option(&config)
+	}
+	d, err := open(context.Background(), &config) //nolint:forbidigo // those who call it have no context to give
+	if err != nil {
+		return nil, fmt.Errorf("open DEK manager: %w", err)
+	}
+	d.start(&config)
+	return d, nil
+}
+
+// open does everything that can fail.
+func open(ctx context.Context, config *DEKManagerConfig) (_ *DEKManager, err error) {
+	if config.DB == nil {
+		return nil, errors.New("there is no database: the *sql.DB is nil")
+	}
+	d, settings, err := prepare(config)
+	if err != nil {
+		return nil, err
+	}
+	if d.store, err = openStore(config); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.store.Close())
+		}
+	}()
+	if d.keys, err = keyhold.New(ctx, d.store, settings); err != nil {
+		return nil, wrongMEK(err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.keys.Close())
+		}
+	}()
+	if d.schema, err = schemaOf(ctx, config); err != nil {
+		return nil, err
+	}
+	return d, d.makeScope(ctx, config)
+}
+
+// prepare makes of the options what needs no database.
+func prepare(config *DEKManagerConfig) (*DEKManager, keyhold.Config, error) {
+	root, olds, err := roots(config)
+	if err == nil {
+		err = config.check()
+	}
+	if err != nil {
+		return nil, keyhold.Config{}, err
+	}
+	d := &DEKManager{
+		scope:  keyhold.Scope(config.Scope),
+		prefix: cmp.Or(config.TablePrefix, defaultPrefix),
+		logger: config.Logger,
+		how: keyhold.RawKey{
+			Generator: config.DefaultGenFuncName, Policy: keyhold.Policy{RotateEvery: config.DEKRotationPeriod},
+		},
+	}
+	if d.logger == nil {
+		d.logger = defaultLogger{}
+	}
+	settings := config.settings()
+	settings.Root, settings.OldRoots, settings.OnEvent = root, olds, d.onEvent
+	return d, settings, nil
+}
+
+// roots are the MEKs as external roots.
+func roots(config *DEKManagerConfig) (wrapping.Wrapper, []wrapping.Wrapper, error) {
+	if n := len(config.MEK); n != mekSize {
+		return nil, nil, fmt.Errorf("invalid MEK size: it has %d bytes, and must be %d bytes", n, mekSize)
+	}
+	root, err := localroot.FromBytes(config.MEK)
+	if err != nil || config.OldMEK == nil {
+		return root, nil, err
+	}
+	if n := len(config.OldMEK); n != mekSize {
+		return nil, nil, fmt.Errorf("WithOldMEK: invalid MEK size: it has %d bytes, and must be %d bytes", n, mekSize)
+	}
+	old, err := localroot.FromBytes(config.OldMEK)
+	return root, []wrapping.Wrapper{old}, err
+}
+
+// wrongMEK says it in the words of who has a MEK.
+func wrongMEK(err error) error {
+	switch {
+	case errors.Is(err, keyhold.ErrOldRoot):
+		return fmt.Errorf("the old MEK is not the current MEK, so no other can take its place: %w", err)
+	case errors.Is(err, keyhold.ErrRoot):
+		return fmt.Errorf("the MEK is not that of the keys in this database: "+
+			"give the right one, or the one of before by WithOldMEK: %w", err)
+	}
+	return err
+}
+
+type closable interface {
+	store.Store
+	Close() error
+}
+
+func openStore(config *DEKManagerConfig) (closable, error) {
+	if !isSQLite(config) {
+		return pgstore.Config{Schema: config.SchemaName, Prefix: config.TablePrefix}.FromSQL(config.DB)
+	}
+	if config.SchemaName != "" && config.SchemaName != sqliteSchema {
+		return nil, fmt.Errorf("WithSchemaName: SQLite has no schema %q: leave the option out", config.SchemaName)
+	}
+	return sqlitestore.Config{Prefix: config.TablePrefix}.New(config.DB)
+}
+
+const sqliteSchema = "main"
+
+func isSQLite(config *DEKManagerConfig) bool {
+	if config.DriverName != "" {
+		return strings.HasPrefix(strings.ToLower(config.DriverName), "sqlite")
+	}
+	return strings.Contains(strings.ToLower(fmt.Sprintf("%T", config.DB.Driver())), "sqlite")
+}
+
+// schemaOf is the schema in which the tables are.
+func schemaOf(ctx context.Context, config *DEKManagerConfig) (schema string, err error) {
+	switch {
+	case isSQLite(config):
+		return sqliteSchema, nil
+	case config.SchemaName != "":
+		return config.SchemaName, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, keyhold.DefaultTimeout)
+	defer cancel()
+	err = config.DB.QueryRowContext(ctx, `
+select nspname from pg_namespace n join pg_class c on c.relnamespace = n.oid where c.oid = to_regclass($1::text)`,
+		migrate.Quote(cmp.Or(config.TablePrefix, defaultPrefix)+"_root_key")).Scan(&schema)
+	if err != nil {
+		return "", fmt.Errorf("ask in which schema the tables are: %w: %w", keyhold.ErrUnavailable, err)
+	}
+	return schema, nil
+}
+
+// makeScope makes the scope of the keys where it is not there.
+func (d *DEKManager) makeScope(ctx context.Context, config *DEKManagerConfig) error {
+	there, err := d.keys.HasScope(ctx, d.scope)
+	if err != nil || there {
+		return err
+	}
+	if !isSQLite(config) {
+		if err := noLegacy(ctx, config, d.schema); err != nil {
+			return err
+		}
+	}
+	return d.keys.CreateScope(ctx, d.scope)
+}
+
+// ErrLegacy: there are keys of go-pg-dek-manager in the database that were not imported. Made anew, the names would
+// begin again at version 1, with other bytes. Import them by "keyhold import dek", or drop or rename their tables.
+var ErrLegacy = errors.New("keys of go-pg-dek-manager are there that were not imported")
+
+// noLegacy is [ErrLegacy] if there are keys of go-pg-dek-manager where its configuration, or its defaults, have them.
+func noLegacy(ctx context.Context, config *DEKManagerConfig, schema string) error {
+	ctx, cancel := context.WithTimeout(ctx, keyhold.DefaultTimeout)
+	defer cancel()
+	schemas := []string{schema}
+	if config.SchemaName == "" && schema != "public" {
+		schemas = append(schemas, "public")
+	}
+	prefixes := []string{"dek_store"}
+	if config.TablePrefix != "" && config.TablePrefix != "dek_store" {
+		prefixes = append(prefixes, config.TablePrefix)
+	}
+	for _, schema := range schemas {
+		for _, prefix := range prefixes {
+			has, err := hasLegacy(ctx, config.DB, migrate.Quote(schema)+"."+migrate.Quote(prefix+"_dek"))
+			switch {
+			case err != nil:
+				return fmt.Errorf("look for keys of go-pg-dek-manager in table %s.%s_dek: %w: %w",
+					schema, prefix, keyhold.ErrUnavailable, err)
+			case has:
+				return fmt.Errorf(`table %s.%s_dek: %w: run "keyhold import dek" first, or drop or rename that table`,
+					schema, prefix, ErrLegacy)
+			}
+		}
+	}
+	return nil
+}
+
+func hasLegacy(ctx context.Context, db *sql.DB, table string) (has bool, err error) {
+	err = db.QueryRowContext(ctx, `select count(*) = 2 from pg_attribute
+where attrelid = to_regclass($1::text) and attname in ('key_name', 'encrypted_dek')`, table).Scan(&has)
+	if err != nil || !has {
+		return false, err
+	}
+	err = db.QueryRowContext(ctx, "select exists (select 1 from "+table+")").Scan(&has)
+	return has, err
+}
