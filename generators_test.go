@@ -135,7 +135,13 @@ func TestGeneratorsThatCannotBeConfigured(t *testing.T) {
 	var calls atomic.Int64
 	g := theirs(8, &calls)
 	for _, generators := range []map[string]Generator{
-		{"aes256-random": g}, {"aes192-random": g}, {"aes128-random": g}, {"": g}, {"theirs": nil}, {" theirs": g}, {"a\nb": g},
+		{"aes256-random": g},
+		{"aes192-random": g},
+		{"aes128-random": g},
+		{"": g},
+		{"theirs": nil},
+		{" theirs": g},
+		{"a\nb": g},
 		{strings.Repeat("a", 256): g},
 	} {
 		_, err := New(t.Context(), memstore.New(), Config{Root: root, Initialize: true, Generators: generators})
@@ -143,7 +149,8 @@ func TestGeneratorsThatCannotBeConfigured(t *testing.T) {
 			t.Errorf("%v: got %v, want an InvalidError", generators, err)
 		}
 	}
-	m, err := New(t.Context(), memstore.New(), Config{Root: root, Initialize: true, Generators: map[string]Generator{strings.Repeat("a", 255): g}})
+	longest := map[string]Generator{strings.Repeat("a", 255): g}
+	m, err := New(t.Context(), memstore.New(), Config{Root: root, Initialize: true, Generators: longest})
 	check(t, err)
 	check(t, m.Close())
 }
@@ -177,6 +184,7 @@ func TestRunWithoutTheGenerator(t *testing.T) {
 		}
 		w.hasRaw(t, 1)
 		failed := 0
+		heard.mu.Lock()
 		for _, e := range heard.events {
 			if e.Kind == RotationFailed {
 				failed++
@@ -185,6 +193,7 @@ func TestRunWithoutTheGenerator(t *testing.T) {
 				}
 			}
 		}
+		heard.mu.Unlock()
 		if failed == 0 || failed > 60 {
 			t.Errorf("in four hours it was told of %d times", failed)
 		}

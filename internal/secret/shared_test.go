@@ -60,7 +60,7 @@ func TestSharedThatIsCleared(t *testing.T) {
 
 // While it is cleared, a copy is whole or is none.
 func TestSharedIsClearedWhileItIsCopied(t *testing.T) {
-	want := counted(1021)
+	want := counted(1 << 16)
 	for range 200 {
 		s := NewShared(want)
 		var wg sync.WaitGroup
