@@ -30,8 +30,8 @@ type RawKey struct {
 	Policy Policy
 }
 
-// RawInfo describes a raw key, or a name that is registered. Nothing of it was checked against the key's MAC: for people,
-// and to find what to look at.
+// RawInfo describes a raw key, or a name that is registered. In a list ([Manager.RawKeys]) nothing of it was checked
+// against the key's MAC: for people, and to find what to look at.
 type RawInfo struct {
 	Name        Purpose
 	Generator   string
@@ -43,7 +43,8 @@ type RawInfo struct {
 // so that a process whose root is not the active one may do it. Of a name that is registered, or whose key is there, it
 // changes nothing; a name whose key was removed may have a key again afterwards.
 //
-// It takes one round trip where there is nothing to do, two otherwise. Errors: an [*InvalidError] for a malformed name;
+// It takes one round trip where the key is there, two where the name is registered, three otherwise. Errors: an
+// [*InvalidError] for a malformed name;
 // [ErrGenerator]; [ErrNotFound] for an unknown scope; [ErrExists] if the name has another generator; [ErrPurpose] if
 // its key is not a raw one; [*IntegrityError]; [ErrUnavailable].
 func (m *Manager) RegisterRaw(ctx context.Context, ref Ref, generator string) error {
@@ -192,12 +193,12 @@ func (m *Manager) nameFits(n *store.Name) bool {
 	return m.ring.verify(n.IKKID, nameManifest(m.ring.inst, n), n.MAC)
 }
 
-// MakeRaw makes ref's key, with its first version, and says whether it did: not where it is there, however many call it at
-// once. A registered name has its generator already, and how.Generator is not looked at; another one is registered with
-// that.
+// MakeRaw makes ref's key, with its first version, and says whether it did: not where it is there, however many call it
+// at once. A registered name has its generator already, and how.Generator is not looked at; another one is registered
+// with that.
 //
-// It takes three round trips, one where the key is there, and calls the generator. Errors: those of [Manager.RegisterRaw];
-// [ErrRemoved]; [ErrOldRoot]; those of the generator.
+// It takes three round trips, one where the key is there, and calls the generator. Errors: those of
+// [Manager.RegisterRaw]; [ErrRemoved]; [ErrOldRoot]; those of the generator.
 func (m *Manager) MakeRaw(ctx context.Context, ref Ref, how RawKey) (made bool, err error) {
 	if err := m.checkRaw(ref, how.Generator); err != nil {
 		return false, err
@@ -361,7 +362,8 @@ func (m *Manager) RawInfo(ctx context.Context, ref Ref) (RawInfo, error) {
 // 7 s, and those that the application has for as long as it keeps them. A purpose of [Config.RawPurposes] cannot be
 // removed by a process that has it configured.
 //
-// It takes three round trips. Errors: [*InvalidError]; [ErrNotFound], with [ErrRemoved] if it was removed before; an
+// It takes two round trips to read and those that the deletion takes, up to four. Errors: [*InvalidError];
+// [ErrNotFound], with [ErrRemoved] if it was removed before; an
 // [*InUseError] if a row of the application's has the id of a version; [ErrState] for a configured purpose;
 // [ErrPurpose]; [ErrOldRoot]; [ErrRolledBack]; [*IntegrityError]; [ErrUnavailable]; [ErrUnknownOutcome].
 func (m *Manager) RemoveRaw(ctx context.Context, ref Ref) error {
@@ -470,7 +472,8 @@ func (m *Manager) moveNames(ctx context.Context, kid key.KID) error {
 				return err
 			}
 		}
-		// Of somebody who changes them at the same time the next look shows more; of a row that breaks a rule, none does.
+		// Of somebody who changes them at the same time the next look shows more; of a row that breaks a rule, none
+		// does.
 		if stuck && moved == 0 {
 			return fmt.Errorf("name %q under %s: %w", names[0].Purpose, names[0].RootKeyID, err)
 		}

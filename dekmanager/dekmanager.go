@@ -56,9 +56,10 @@ func (d *DEKManager) RegisterKey(ctx context.Context, keyName string, _ ...Regis
 // numbers go on. A process with an old MEK may register, too. A name is 1 to 255 bytes of UTF-8 without control
 // characters, and without white space at its ends.
 //
-// It takes one round trip where there is nothing to do, two otherwise. Errors: a [*keyhold.InvalidError] for a
-// malformed name; "not registered" ([keyhold.ErrGenerator]) for an unknown function; "already registered with a
-// different function" ([keyhold.ErrExists]); [*keyhold.IntegrityError]; [keyhold.ErrUnavailable]; [keyhold.ErrClosed].
+// It takes one round trip where the key is there, two where the name is registered, three otherwise. Errors: a
+// [*keyhold.InvalidError] for a malformed name; "not registered" ([keyhold.ErrGenerator]) for an unknown function;
+// "already registered with a different function" ([keyhold.ErrExists]); [*keyhold.IntegrityError];
+// [keyhold.ErrUnavailable]; [keyhold.ErrClosed].
 func (d *DEKManager) RegisterKeyWithFunction(ctx context.Context, keyName, genFuncName string) error {
 	if genFuncName == "" {
 		return fmt.Errorf("DEK generation function '' not registered: %w", keyhold.ErrGenerator)
@@ -70,7 +71,7 @@ func (d *DEKManager) RegisterKeyWithFunction(ctx context.Context, keyName, genFu
 	case errors.Is(err, keyhold.ErrExists):
 		return fmt.Errorf("key '%s' already registered with a different function: %w", keyName, err)
 	}
-	return err
+	return inWords(err)
 }
 
 // GetDEK returns the bytes of a key's newest version, and its number, to be kept with what is encrypted. The bytes are
@@ -94,6 +95,14 @@ func (d *DEKManager) GetDEK(ctx context.Context, keyName string) ([]byte, int, e
 	return dek, int(version), nil
 }
 
+// inWords calls a name what it is here: the scope's and the tables' word for it is purpose.
+func inWords(err error) error {
+	if invalid, ok := errors.AsType[*keyhold.InvalidError](err); ok && invalid.What == "purpose" {
+		return &keyhold.InvalidError{What: "key name", Value: invalid.Value, Reason: invalid.Reason}
+	}
+	return err
+}
+
 func notMade(keyName string, err error) error {
 	switch {
 	case errors.Is(err, keyhold.ErrRemoved):
@@ -103,7 +112,7 @@ func notMade(keyName string, err error) error {
 	case errors.Is(err, keyhold.ErrGenerator):
 		return noFunction(keyName, err)
 	}
-	return err
+	return inWords(err)
 }
 
 func noFunction(keyName string, err error) error {
@@ -118,7 +127,7 @@ func noFunction(keyName string, err error) error {
 // [keyhold.ErrStale] if the database has been away for a day; [keyhold.ErrClosed].
 func (d *DEKManager) GetDEKByVersion(ctx context.Context, keyName string, version int) ([]byte, error) {
 	if uint(version-1) >= key.MaxVersion { // 0 and negative ones are large, too
-		return nil, cmp.Or(keyhold.Purpose(keyName).Validate(), notFound(keyName, version, keyhold.ErrNotFound))
+		return nil, cmp.Or(inWords(keyhold.Purpose(keyName).Validate()), notFound(keyName, version, keyhold.ErrNotFound))
 	}
 	dek, err := d.keys.RawVersion(ctx, d.ref(keyName), keyhold.Version(version))
 	if err != nil {
@@ -131,7 +140,7 @@ func notFound(keyName string, version int, err error) error {
 	if errors.Is(err, keyhold.ErrNotFound) || errors.Is(err, keyhold.ErrDisabled) {
 		return fmt.Errorf("DEK not found for key '%s' and version %d: %w", keyName, version, err)
 	}
-	return err
+	return inWords(err)
 }
 
 // RotateDEK adds a version to a key, by the function that it is registered with, which is the newest from now on. Each
@@ -142,7 +151,7 @@ func notFound(keyName string, version int, err error) error {
 func (d *DEKManager) RotateDEK(ctx context.Context, keyName string) error {
 	ref := d.ref(keyName)
 	if ref.IsRoot() { // which is the scope's own key, and none of those that have names
-		return ref.Purpose.Validate()
+		return inWords(ref.Purpose.Validate())
 	}
 	var err error
 	for range 3 {
@@ -161,7 +170,7 @@ func (d *DEKManager) RotateDEK(ctx context.Context, keyName string) error {
 	case errors.Is(err, keyhold.ErrRemoved), errors.Is(err, keyhold.ErrGenerator):
 		return notMade(keyName, err)
 	}
-	return err
+	return inWords(err)
 }
 
 // ListKeys lists the names that are registered or have a key, in order. It reads them in pages of 1000; one that is
@@ -189,7 +198,7 @@ func (d *DEKManager) GetKeyInfo(
 	if errors.Is(err, keyhold.ErrNotFound) {
 		return "", 0, fmt.Errorf("key '%s' not found: %w", keyName, err)
 	}
-	return info.Generator, int(info.Version), err
+	return info.Generator, int(info.Version), inWords(err)
 }
 
 // RemoveKey deletes a key with all its versions, for ever, or takes back that its name was registered. What was
@@ -197,9 +206,9 @@ func (d *DEKManager) GetKeyInfo(
 // name, and the number of its last version, stay on record: nobody gets a key of that name until it is registered
 // again, and then its versions count on.
 //
-// It takes three round trips. Errors: "not found" ([keyhold.ErrNotFound], with [keyhold.ErrRemoved] if it was removed
-// before); an [*store.InUseError] if a row of the application's has the id of a version; [keyhold.ErrOldRoot] with an
-// old MEK; a [*keyhold.InvalidError] for a malformed name; [*keyhold.IntegrityError]; [keyhold.ErrRolledBack];
+// It takes up to six round trips. Errors: "not found" ([keyhold.ErrNotFound], with [keyhold.ErrRemoved] if it was
+// removed before); an [*store.InUseError] if a row of the application's has the id of a version; [keyhold.ErrOldRoot]
+// with an old MEK; a [*keyhold.InvalidError] for a malformed name; [*keyhold.IntegrityError]; [keyhold.ErrRolledBack];
 // [keyhold.ErrUnavailable]; [keyhold.ErrUnknownOutcome]; [keyhold.ErrClosed].
 func (d *DEKManager) RemoveKey(ctx context.Context, keyName string) error {
 	err := d.keys.RemoveRaw(ctx, d.ref(keyName))
@@ -209,7 +218,7 @@ func (d *DEKManager) RemoveKey(ctx context.Context, keyName string) error {
 	case errors.Is(err, keyhold.ErrOldRoot):
 		return fmt.Errorf("cannot remove DEK with an old version of MEK: key '%s': %w", keyName, err)
 	}
-	return err
+	return inWords(err)
 }
 
 // Shutdown ends what [NewDEKManager] started, waits until that and the calls under way are done, and clears the keys.

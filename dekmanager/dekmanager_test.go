@@ -148,8 +148,8 @@ func TestMalformedNamesAreRefused(t *testing.T) {
 				"GetDEK": getErr, "GetDEKByVersion": versionErr, "GetKeyInfo": infoErr, "RegisterKey": d.RegisterKey(ctx, name),
 				"RotateDEK": d.RotateDEK(ctx, name), "RemoveKey": d.RemoveKey(ctx, name),
 			} {
-				_, ok := errors.AsType[*keyhold.InvalidError](err)
-				if !ok || strings.ContainsAny(err.Error(), "\n\x00") || !utf8.ValidString(err.Error()) || len(err.Error()) > 500 {
+				invalid, ok := errors.AsType[*keyhold.InvalidError](err)
+				if !ok || invalid.What != "key name" || strings.ContainsAny(err.Error(), "\n\x00") || !utf8.ValidString(err.Error()) || len(err.Error()) > 500 {
 					t.Errorf("%s of %q: %v", call, name, err)
 				}
 			}

@@ -56,7 +56,7 @@ func open(ctx context.Context, config *DEKManagerConfig) (_ *DEKManager, err err
 	if err != nil {
 		return nil, err
 	}
-	if d.store, err = openStore(config); err != nil {
+	if d.store, err = openStore(ctx, config); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -136,14 +136,33 @@ type closable interface {
 	Close() error
 }
 
-func openStore(config *DEKManagerConfig) (closable, error) {
+func openStore(ctx context.Context, config *DEKManagerConfig) (closable, error) {
 	if !isSQLite(config) {
 		return pgstore.Config{Schema: config.SchemaName, Prefix: config.TablePrefix}.FromSQL(config.DB)
 	}
 	if config.SchemaName != "" && config.SchemaName != sqliteSchema {
 		return nil, fmt.Errorf("WithSchemaName: SQLite has no schema %q: leave the option out", config.SchemaName)
 	}
+	if err := hasForeignKeys(ctx, config.DB); err != nil {
+		return nil, err
+	}
 	return sqlitestore.Config{Prefix: config.TablePrefix}.New(config.DB)
+}
+
+// hasForeignKeys is nil if SQLite keeps the rules between tables, which it does only where a connection asks for it:
+// otherwise each write would be refused.
+func hasForeignKeys(ctx context.Context, db *sql.DB) error {
+	ctx, cancel := context.WithTimeout(ctx, keyhold.DefaultTimeout)
+	defer cancel()
+	on := false
+	if err := db.QueryRowContext(ctx, "pragma foreign_keys").Scan(&on); err != nil {
+		return fmt.Errorf("ask whether SQLite's foreign keys are on: %w: %w", keyhold.ErrUnavailable, err)
+	}
+	if !on {
+		return errors.New(`SQLite's foreign keys are off: open the *sql.DB so that each connection has them on and waits for others, ` +
+			`such as "file:app.db?_pragma=foreign_keys(1)&_pragma=busy_timeout(10000)&_txlock=immediate"`)
+	}
+	return nil
 }
 
 const sqliteSchema = "main"

@@ -249,3 +249,20 @@ func TestFaultTablesAreMadeOnce(t *testing.T) {
 	get(t, d, "b", 1)
 	must(t, d.RemoveKey(t.Context(), "b"))
 }
+
+// A program that only reads in its tests would go live, and then could not rotate.
+func TestSQLiteWithoutForeignKeysIsRefused(t *testing.T) {
+	w := newWorld(t, "sqlite")
+	w.open(mek)
+	path, _, _ := strings.Cut(w.dsn, "?")
+	db, err := sql.Open("sqlite", path)
+	must(t, err)
+	t.Cleanup(func() { must(t, db.Close()) })
+	d, err := dekmanager.NewDEKManager(db, mek)
+	if err == nil {
+		d.Shutdown()
+	}
+	if err == nil || !strings.Contains(err.Error(), "_pragma=foreign_keys(1)") {
+		t.Errorf("%v", err)
+	}
+}
