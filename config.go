@@ -263,10 +263,10 @@ func (c Config) checkTimes() error {
 	switch {
 	case c.CacheKeys < 0:
 		return key.Invalid("Config.CacheKeys", fmt.Sprint(c.CacheKeys), "it is negative")
-	case c.CacheFor < 0:
-		return key.Invalid("Config.CacheFor", c.CacheFor.String(), "it is negative")
-	case c.MaintainEvery != 0 && c.MaintainEvery < time.Minute:
-		return key.Invalid("Config.MaintainEvery", c.MaintainEvery.String(), "it is less than a minute")
+	case c.CacheFor < 0 || c.CacheFor > maxPeriod:
+		return key.Invalid("Config.CacheFor", c.CacheFor.String(), "it is negative, or longer than a hundred years")
+	case c.MaintainEvery != 0 && (c.MaintainEvery < time.Minute || c.MaintainEvery > maxPeriod):
+		return key.Invalid("Config.MaintainEvery", c.MaintainEvery.String(), "it is a minute to a hundred years")
 	case c.LeaseFor != 0 && (c.LeaseFor < 10*time.Second || c.LeaseFor > time.Hour):
 		return key.Invalid("Config.LeaseFor", c.LeaseFor.String(), "it is 10 s to an hour")
 	}

@@ -11,9 +11,9 @@ import (
 	"keyhold.example/keyhold/key"
 )
 
-// Generator makes the bytes of one version of a raw key, 1 to 1024 of them, at random. What it returns is taken over and
-// cleared. It is called outside of any transaction of keyhold's own, possibly by several goroutines, and its result may
-// be dropped, when another process was first. A panic of it is an error.
+// Generator makes the bytes of one version of a raw key, 1 to 1024 of them, at random. What it returns is taken over
+// and cleared. It is called outside of any transaction of keyhold's own, possibly by several goroutines, and its result
+// may be dropped, when another process was first. A panic of it is an error.
 type Generator func(ctx context.Context) ([]byte, error)
 
 // DefaultGenerator is the name of the generator of raw keys for which no other was named: 32 random bytes. There are

@@ -15,9 +15,9 @@ import (
 // the last look holds as long as nothing that it depended on has changed, which is a few words to compare, and at most
 // until the next question to the database.
 
-// A look at a clock costs more than all the rest. So while keys are in use and Run is at work, it looks at the clocks for
-// all of them every tickEvery. A key goes on for so long when it should not any more, and as long as the process does not
-// get to run besides.
+// A look at a clock costs more than all the rest. So while keys are in use and Run is at work, it looks at the clocks
+// for all of them every tickEvery. A key goes on for so long when it should not any more, and as long as the process
+// does not get to run besides.
 const (
 	tickEvery = 20 * time.Millisecond
 	tickFor   = time.Second // after the last use
@@ -220,7 +220,7 @@ func (t *hotRaws) grow(old *[]atomic.Pointer[hotRaw], now standing) *[]atomic.Po
 	var keep []*hotRaw
 	if old != nil {
 		for i := range *old {
-			if h := (*old)[i].Load(); h != nil && h.standing == now {
+			if h := (*old)[i].Load(); h != nil && h.standing == now && !h.material.Cleared() {
 				keep = append(keep, h)
 			}
 		}

@@ -1,6 +1,7 @@
 package keyhold
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -43,7 +44,7 @@ type RawInfo struct {
 // so that a process whose root is not the active one may do it. Of a name that is registered, or whose key is there, it
 // changes nothing; a name whose key was removed may have a key again afterwards.
 //
-// It takes one round trip where the key is there, two where the name is registered, three otherwise. Errors: an
+// It takes one round trip where the key is there, two where the name is registered, four otherwise. Errors: an
 // [*InvalidError] for a malformed name;
 // [ErrGenerator]; [ErrNotFound] for an unknown scope; [ErrExists] if the name has another generator; [ErrPurpose] if
 // its key is not a raw one; [*IntegrityError]; [ErrUnavailable].
@@ -69,18 +70,39 @@ func (m *Manager) RegisterRaw(ctx context.Context, ref Ref, generator string) er
 		case err == nil && (fam.made || fam.name.Seq > 0):
 			return fam.sameGenerator(ref, generator)
 		}
-		n := fam.name
-		n.RootKeyID, n.Purpose, n.Generator, n.Removed = fam.Root.ID, ref.Purpose, generator, false
-		n.Seq++
-		r.m.signName(&n)
-		err = r.m.store.PutName(ctx, r.inst(), fam.name.Seq, n)
-		if err == nil {
-			return nil
+		if err = r.register(ctx, &fam, ref, generator); err == nil {
+			return r.known(r.madeBy(ctx, ref, generator))
 		}
 		if err := again(ctx, &r, err); err != nil {
 			return fmt.Errorf("register %v: %w", ref, err)
 		}
 	}
+}
+
+// madeBy is nil unless somebody made the key by another generator while its name was being registered.
+func (r reader) madeBy(ctx context.Context, ref Ref, generator string) error {
+	fam, err := r.key(ctx, ref)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return nil
+	case err != nil:
+		return err
+	}
+	n := named{family: fam, made: true}
+	return cmp.Or(r.isRaw(&fam.Data[0]), n.sameGenerator(ref, generator))
+}
+
+// register stores that a key is made by a generator, where nothing is known of its name, or it was removed.
+func (r reader) register(ctx context.Context, fam *named, ref Ref, generator string) error {
+	n := fam.name
+	n.RootKeyID, n.Purpose, n.Generator, n.Removed = fam.Root.ID, ref.Purpose, generator, false
+	n.Seq++
+	r.m.signName(&n)
+	err := r.m.store.PutName(ctx, r.inst(), fam.name.Seq, n)
+	if err == nil {
+		fam.name = n
+	}
+	return err
 }
 
 // checkRaw looks at a reference to a raw key, and the name of a generator.
@@ -216,32 +238,36 @@ func (m *Manager) MakeRaw(ctx context.Context, ref Ref, how RawKey) (made bool, 
 	ctx, sp := m.telemetry.span(ctx, "keyhold.make_raw")
 	defer func() { sp.end(err) }()
 	r := m.committed()
-	var next *seal.Key
-	defer func() {
-		if next != nil {
-			next.Close()
-		}
-	}()
+	var next madeKey
+	var by string // which generator made it
+	defer func() { next.drop() }()
 	for {
 		fam, err := r.keyOrName(ctx, ref)
 		if err != nil {
 			return false, r.known(err)
 		}
 		if fam.made {
-			return next != nil && fam.Data[0].Versions[0].ID == next.ID(), nil
-		}
-		if fam.name.Seq > 0 {
-			policy.Generator = fam.name.Generator
+			return next.Key != nil && fam.Data[0].Versions[0].ID == next.ID(), nil
 		}
 		if err := errors.Join(r.mayRotate(ctx, &fam.family), fam.notOlder()); err != nil {
 			return false, r.known(err)
 		}
-		if next == nil {
-			if next, err = m.generate(ctx, m.rawIdentity(fam.Root.ID, ref), policy.Generator); err != nil {
+		if fam.name.Seq > 0 {
+			policy.Generator = fam.name.Generator
+		}
+		if next.of != fam.Root.ID || by != policy.Generator {
+			next.drop()
+			if next.Key, err = m.generate(ctx, m.rawIdentity(fam.Root.ID, ref), policy.Generator); err != nil {
 				return false, r.known(err)
 			}
+			next.of, by = fam.Root.ID, policy.Generator
 		}
-		err = r.createRaw(ctx, &fam, ref, policy, next)
+		if fam.name.Seq == 0 { // so that nobody registers it with another one meanwhile
+			err = r.register(ctx, &fam, ref, policy.Generator)
+		}
+		if err == nil {
+			err = r.createRaw(ctx, &fam, ref, policy, next.Key)
+		}
 		if err == nil {
 			return true, nil
 		}
@@ -448,8 +474,11 @@ func (r reader) remove(ctx context.Context, d *removal) error {
 	if d.key == nil {
 		return r.m.store.PutName(ctx, r.inst(), d.from, d.name)
 	}
-	defer r.m.changedKey(d.key)
-	return r.m.store.RemoveKey(ctx, r.inst(), d.key.ID, d.key.Seq, d.from, d.name)
+	err := r.m.store.RemoveKey(ctx, r.inst(), d.key.ID, d.key.Seq, d.from, d.name)
+	if mayHaveChanged(err) {
+		r.m.changedKey(d.key)
+	}
+	return err
 }
 
 // moveNames makes what is known of names under the newest installation key, in a rekey.

@@ -11,8 +11,8 @@ import (
 )
 
 // Raw returns a copy of the bytes of ref's raw key's head, for the application to use itself, and its number, to keep
-// beside what is sealed with it. The copy is the caller's, who should clear it. keyhold knows nothing of what becomes of
-// it, so it destroys no version of a raw key by itself.
+// beside what is sealed with it. The copy is the caller's, who should clear it. keyhold knows nothing of what becomes
+// of it, so it destroys no version of a raw key by itself.
 //
 // Where the key was used before it takes no round trip, and no lock; otherwise those of [Manager.Seal]. Errors:
 // [ErrNotFound] for an unknown scope or name, and for one whose key is not made yet; [ErrPurpose]; [*InvalidError];
@@ -23,7 +23,8 @@ func (m *Manager) Raw(ctx context.Context, ref Ref) ([]byte, Version, error) {
 }
 
 // RawOrMake is [Manager.Raw], and where there is no key, [Manager.MakeRaw] before it: of any number of processes that
-// come first one makes the key, and all return it. Errors: those of both.
+// come first one makes the key, and all return it. Where it makes the key it takes two round trips more than MakeRaw.
+// Errors: those of both.
 func (m *Manager) RawOrMake(ctx context.Context, ref Ref, how RawKey) ([]byte, Version, error) {
 	if h := m.hotRaws.find(ref, 0, m); h != nil {
 		if material, ok := h.material.Copy(); ok {
@@ -43,8 +44,8 @@ func (m *Manager) RawOrMake(ctx context.Context, ref Ref, how RawKey) ([]byte, V
 
 // RawVersion is [Manager.Raw] for the version of the given number, which may be an old one: for what was sealed with
 // it. Errors besides: [ErrNotFound] for a number that the key never had; [ErrDisabled] for a disabled or destroyed
-// version, and for the numbers that a removed key of that name had. It is stale after [Config.OpenFor], and a key that
-// was rolled back goes on.
+// version, and for the numbers that a removed key of that name had, once there is a new one. It is stale after
+// [Config.OpenFor], and a key that was rolled back goes on.
 func (m *Manager) RawVersion(ctx context.Context, ref Ref, n Version) ([]byte, error) {
 	if n == 0 || n > key.MaxVersion {
 		return nil, key.Invalid("version", fmt.Sprint(n), fmt.Sprintf("it is 1 to %d", key.MaxVersion))
@@ -117,10 +118,14 @@ func (r reader) rawVersion(ctx context.Context, ref Ref, n Version) (family, *st
 	if err := r.m.epochs.renew(ctx); err != nil {
 		return fam, nil, err
 	}
-	if fam, _, err = r.dataKey(ctx, ref); err != nil {
+	fam, now, err := r.snapshotOf(ctx, ref)
+	if err != nil {
 		return fam, nil, err
 	}
 	v, err = r.rawNumber(&fam, n)
+	if err != nil && now != nil && now.away != nil {
+		err = now.away // nobody knows
+	}
 	return fam, v, err
 }
 
@@ -147,8 +152,8 @@ func (r reader) rawNumber(fam *family, n Version) (*store.Version, error) {
 	return v, usableParent(&fam.Family, v.Parent)
 }
 
-// rawBytes opens a version of a raw key: a copy of its bytes, and, unless it is not kept, what the next copy may be made
-// of. The copy is nil if that was cleared meanwhile.
+// rawBytes opens a version of a raw key: a copy of its bytes, and, unless it is not kept, what the next copy may be
+// made of. The copy is nil if that was cleared meanwhile.
 func (r reader) rawBytes(fam *family, v *store.Version) (*secret.Shared, []byte, error) {
 	o, err := r.open(&fam.Family, &fam.Data[0], v)
 	if err != nil {

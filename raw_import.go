@@ -12,10 +12,10 @@ import (
 	"keyhold.example/keyhold/store"
 )
 
-// ImportRaw makes ref's raw key of versions that another system made, of which the last is its head, and says whether it
-// did. A number that is missing, up to the last, counts as that of a version that was destroyed there. The versions' ids
-// are new ones, and have to be empty here. how says how the next versions are made; the generator may be one that this
-// process does not have. A new period counts from when the last version was made.
+// ImportRaw makes ref's raw key of versions that another system made, of which the last is its head, and says whether
+// it did. A number that is missing, up to the last, counts as that of a version that was destroyed there. The versions'
+// ids are new ones, and have to be empty here. how says how the next versions are made; the generator may be one that
+// this process does not have. A new period counts from when the last version was made.
 //
 // Where the key is there, with these bytes in these versions and this generator, it changes nothing, whatever was
 // rotated since; so it may be repeated, and any number of callers may do it at once. The keys stay the caller's, who
@@ -23,7 +23,7 @@ import (
 //
 // It takes three round trips, one where the key is there. Errors: an [*InvalidError]; [ErrExists] if the key is there
 // with others; [ErrRemoved] if it was removed here; [ErrNotFound] for an unknown scope; [ErrPurpose]; [ErrOldRoot];
-// [*IntegrityError]; [ErrUnavailable]. After any of them the whole key may be there, or nothing of it.
+// [ErrRolledBack]; [*IntegrityError]; [ErrUnavailable]. After any of them the whole key may be there, or nothing of it.
 func (m *Manager) ImportRaw(ctx context.Context, ref Ref, how RawKey, versions []ImportedVersion) (made bool, err error) {
 	if err := m.checkRaw(ref, how.Generator); err != nil {
 		return false, err

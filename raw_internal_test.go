@@ -69,7 +69,7 @@ func TestRoundTripsOfRawKeys(t *testing.T) {
 			most int
 			do   func() error
 		}{
-			{"register", 3, func() error { return w.RegisterRaw(ctx, innerRaw, "") }},
+			{"register", 4, func() error { return w.RegisterRaw(ctx, innerRaw, "") }},
 			{"register again", 2, func() error { return w.RegisterRaw(ctx, innerRaw, "") }},
 			{"make", 3, func() error { _, err := w.MakeRaw(ctx, innerRaw, RawKey{}); return err }},
 			{"make again", 1, func() error { _, err := w.MakeRaw(ctx, innerRaw, RawKey{}); return err }},

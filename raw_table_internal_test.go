@@ -3,16 +3,19 @@ package keyhold
 import (
 	"fmt"
 	"testing"
+
+	"keyhold.example/keyhold/internal/secret"
 )
 
 // Each of many finds its own in the table, which holds no more than it has to when they are kept anew.
 func TestTheTableOfHotRawKeys(t *testing.T) {
 	const names, versions = 100_000, 5000
+	shared := secret.NewShared([]byte("material"))
 	inTwo(t, func(t *testing.T, w *two) {
 		w.rawKeyed(t)
 		table := &hotRaws{}
 		put := func(r Ref, asked, number Version) *hotRaw {
-			h := &hotRaw{hash: hashOf(r, asked), ref: r, asked: asked, number: number}
+			h := &hotRaw{hash: hashOf(r, asked), ref: r, asked: asked, number: number, material: shared}
 			h.standing, h.until = w.standing(), 1<<62
 			h.compared.Store(int64(w.epochs.mono()))
 			table.put(h)
@@ -73,4 +76,25 @@ func (h *hotRaws) isSound(t *testing.T, n int) {
 	if away > 4*uint64(used) {
 		t.Errorf("on average %d places are looked at", away/uint64(used))
 	}
+}
+
+// What was cleared, as it was evicted, does not stay in the table for good.
+func TestTheTableOfHotRawKeysForgetsWhatWasCleared(t *testing.T) {
+	inTwo(t, func(t *testing.T, w *two) {
+		w.rawKeyed(t)
+		table := &hotRaws{}
+		for i := range 10_000 {
+			material := secret.NewShared([]byte("material"))
+			r := Ref{Scope: "s", Purpose: Purpose(fmt.Sprint(i))}
+			h := &hotRaw{hash: hashOf(r, 0), ref: r, number: 1, material: material}
+			h.standing, h.until = w.standing(), 1<<62
+			table.put(h)
+			if i >= 100 {
+				material.Clear()
+			}
+		}
+		if n := len(*table.slots.Load()); n > 1024 {
+			t.Errorf("%d places for 100 keys", n)
+		}
+	})
 }

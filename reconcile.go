@@ -24,8 +24,9 @@ type Reconciled struct {
 //
 // A scope whose root key cannot be used is left as it is; the others are reconciled, and then the error, which joins
 // one for each, says which. [ErrPurpose] if a purpose is stored for another use than it is configured for; nothing is
-// created then. It takes three round trips for each purpose and hundred scopes that lack it; [Config.Timeout] limits
-// each of them, and ctx all of it.
+// created then, or is the name of a raw key that was removed from a scope. It takes three round trips for each purpose
+// and hundred scopes that lack it, and two more for each scope if the purpose is one of raw bytes; [Config.Timeout]
+// limits each hundred, and ctx all of it.
 func (m *Manager) Reconcile(ctx context.Context) (Reconciled, error) {
 	var done Reconciled
 	dropped, err := m.storePurposes(ctx)
@@ -35,9 +36,10 @@ func (m *Manager) Reconcile(ctx context.Context) (Reconciled, error) {
 	done.Dropped = dropped
 	var broken []error
 	for _, p := range m.purposes {
+		refused := false
 		for after, more := key.Scope(""), true; more; {
 			var n int
-			n, more, err = m.reconcileBatch(ctx, p, &after, &broken)
+			n, more, err = m.reconcileBatch(ctx, p, &after, &refused, &broken)
 			done.Created += n
 			if err != nil {
 				return done, errors.Join(append(broken, fmt.Errorf("reconcile purpose %q: %w", p.purpose, err))...)
@@ -79,10 +81,10 @@ func (m *Manager) storePurposes(ctx context.Context) (dropped []Purpose, err err
 	return dropped, err
 }
 
-// reconcileBatch gives the scopes after the given one a data key for p, and moves after on to the last of them. It says
-// whether there may be more.
+// reconcileBatch gives the scopes after the given one a data key for p, and moves after on to the last of them; or
+// leaves it, where the database refused them. It says whether there may be more.
 func (m *Manager) reconcileBatch(
-	ctx context.Context, p purposeOf, after *key.Scope, broken *[]error,
+	ctx context.Context, p purposeOf, after *key.Scope, refused *bool, broken *[]error,
 ) (created int, more bool, err error) {
 	ctx, end, err := m.begin(ctx)
 	if err != nil {
@@ -102,6 +104,9 @@ func (m *Manager) reconcileBatch(
 	var wrong []error
 	for i := range families {
 		data, err := r.missingKey(ctx, families[i], p)
+		if *refused && err == nil && data != nil {
+			err = r.rawNames(ctx, families[i].Root.Scope, []store.Key{*data})
+		}
 		switch {
 		case errors.Is(err, store.ErrNotFound) && !errors.Is(err, ErrRemoved): // it was deleted meanwhile
 		case err != nil:
@@ -112,7 +117,8 @@ func (m *Manager) reconcileBatch(
 	}
 	// What others created meanwhile is left out.
 	created, err = r.q.Create(ctx, r.inst(), keys)
-	if errors.Is(err, store.ErrUnknownOutcome) || errors.Is(err, store.ErrConflict) {
+	*refused = errors.Is(err, store.ErrConflict)
+	if errors.Is(err, store.ErrUnknownOutcome) || *refused {
 		return 0, true, again(ctx, &r, err) // the same scopes again, those that still lack it
 	}
 	*after, *broken = scopes[len(scopes)-1], append(*broken, wrong...)

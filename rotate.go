@@ -250,12 +250,23 @@ func (r reader) update(ctx context.Context, k, changed *store.Key, u store.Updat
 	u.Inst, u.Kind, u.KeyID, u.From = r.inst(), k.Kind, k.ID, k.Seq
 	u.Manifest, u.RotateAt, u.Lease = changed.Manifest, changed.RotateAt, r.under
 	// Inside a transaction it is only what the next call asks: when that is committed, nobody says.
-	defer r.m.changedKey(k)
-	err := r.q.Update(ctx, u)
+	var err error
+	defer func() {
+		if mayHaveChanged(err) {
+			r.m.changedKey(k)
+		}
+	}()
+	err = r.q.Update(ctx, u)
 	if err == nil && !r.tx {
 		r.m.cache.saw(k.ID, changed.Seq)
 	}
 	return err
+}
+
+// mayHaveChanged says of a write that ended with err whether anything may have been written. What is kept of a key goes
+// on where the database is away and nothing was.
+func mayHaveChanged(err error) bool {
+	return !errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrUnknownOutcome)
 }
 
 // seenSeq is the highest sequence number that this process has seen of a key. It is higher than the stored one only

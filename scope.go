@@ -59,7 +59,7 @@ func (r reader) create(ctx context.Context, scope key.Scope) error {
 	if err := scope.Validate(); err != nil {
 		return err
 	}
-	for {
+	for refused := false; ; {
 		fam, err := r.scope(ctx, scope)
 		var keys []store.Key
 		r.m.forgetOthers(scope, fam.Root.ID)
@@ -68,6 +68,9 @@ func (r reader) create(ctx context.Context, scope key.Scope) error {
 			keys, err = r.m.newFamily(fam.Now, scope)
 		case err == nil:
 			keys, err = r.missingKeys(ctx, &fam)
+		}
+		if refused && err == nil && fam.Root.ID != "" {
+			err = r.rawNames(ctx, scope, keys)
 		}
 		if err != nil || len(keys) == 0 {
 			return r.known(err)
@@ -79,10 +82,32 @@ func (r reader) create(ctx context.Context, scope key.Scope) error {
 		case err == nil:
 			err = store.ErrConflict // somebody else created some of it
 		}
+		refused = errors.Is(err, store.ErrConflict)
 		if err := again(ctx, &r, err); err != nil {
 			return fmt.Errorf("create scope %q: %w", scope, err)
 		}
 	}
+}
+
+// rawNames is [ErrPurpose] if one of the keys, which the database refused, is for another use than raw bytes, and its
+// purpose was the name of a raw key that was removed: its numbers would begin again.
+func (r reader) rawNames(ctx context.Context, scope key.Scope, keys []store.Key) error {
+	for i := range keys {
+		k := &keys[i]
+		if k.Kind == key.KEK || k.Versions[0].Alg == key.Raw {
+			continue
+		}
+		n, err := r.nameOf(ctx, key.Ref{Scope: scope, Purpose: k.Purpose})
+		switch {
+		case errors.Is(err, store.ErrNotFound): // the scope was deleted meanwhile
+			return nil
+		case err != nil:
+			return err
+		case n.name.Removed || n.name.Last > 0:
+			return fmt.Errorf("purpose %q of scope %q is the name of a raw key that was removed: %w", k.Purpose, scope, ErrPurpose)
+		}
+	}
+	return nil
 }
 
 // forgetOthers drops what is kept of a scope but that of its root key now: the application may have deleted or renamed

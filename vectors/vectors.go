@@ -198,8 +198,8 @@ type (
 		Ciphertext   Hex    `json:"ciphertext"`
 		Plaintext    Hex    `json:"plaintext"`
 	}
-	// RawRoot is a file with a raw root, and what that sealed, section 8. If it is not valid and has a Key, the ciphertext
-	// has to be refused; if it has none, the file, and there is nothing else.
+	// RawRoot is a file with a raw root, and what that sealed, section 8. If it is not valid and has a Key, the
+	// ciphertext has to be refused; if it has none, the file, and there is nothing else.
 	RawRoot struct {
 		Note         string `json:"note"`
 		Valid        bool   `json:"valid"`

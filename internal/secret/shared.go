@@ -63,5 +63,8 @@ func (s *Shared) Clear() {
 	}
 }
 
+// Cleared says whether the bytes are cleared, and no copy is to be had.
+func (s *Shared) Cleared() bool { return s == nil || s.dead.Load() }
+
 // Format implements [fmt.Formatter] for all verbs.
 func (*Shared) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, Redacted) }

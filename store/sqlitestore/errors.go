@@ -36,11 +36,11 @@ const (
 var sentences = map[class]string{
 	classLocked:       "another process has locked it for too long",
 	classReadOnly:     "the file, or its folder, is read-only",
-	classIO:           "reading or writing the file does not work",
+	classIO:           "reading or writing the file does not work; the disk may be full",
 	classDamaged:      "the file is damaged",
 	classFull:         "the disk is full",
 	classNoMemory:     "SQLite gets no more memory",
-	classCannotOpen:   "the file cannot be opened",
+	classCannotOpen:   "the file cannot be opened; it, its folder or its disk may be read-only",
 	classNotADatabase: "the file is not an SQLite database",
 	classInterrupted:  "the statement was interrupted",
 	classLost:         "the connection was lost",

@@ -14,8 +14,8 @@ import (
 
 var (
 	// Each half ends after as many rows as the page has, in the order of an index; one that looked for names without a
-	// key could read all names that have one. With max, SQLite takes the other columns from the row that has it, which is
-	// the key's.
+	// key could read all names that have one. With max, SQLite takes the other columns from the row that has it, which
+	// is the key's.
 	namedQuery = define(`
 with r as (select private_id from {prefix}_root_key where scope_id = ?1)
 select purpose, generator, max(head), every from (

@@ -255,7 +255,7 @@ func sentence(err, sentinel error) string {
 func (a *app) reason(err error) string {
 	said := storeReason(err)
 	where, wrong := a.address()
-	if wrong != nil || where.isPostgres() || said != "the file cannot be opened" {
+	if wrong != nil || where.isPostgres() || !strings.HasPrefix(said, "the file cannot be opened") {
 		return said
 	}
 	file, openErr := os.Open(where.path) // nothing holds a lock on it any more, which closing it would release

@@ -80,8 +80,8 @@ func (c *copier) versions(ctx context.Context, key string) error {
 // manyValues is how many one statement inserts, of all columns together: more than that does not make it faster.
 const manyValues = 1000
 
-// isPassing says whether a column is of use within a transaction alone, and null in every row that is committed. SQLite has
-// one, and PostgreSQL none.
+// isPassing says whether a column is of use within a transaction alone, and null in every row that is committed. SQLite
+// has one, and PostgreSQL none.
 func isPassing(column string) bool { return column == "leaving" }
 
 // rows copies the rows of a table that the rest of a query wants, in its order.
