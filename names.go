@@ -45,9 +45,8 @@ type RawInfo struct {
 // changes nothing; a name whose key was removed may have a key again afterwards.
 //
 // It takes one round trip where the key is there, two where the name is registered, four otherwise. Errors: an
-// [*InvalidError] for a malformed name;
-// [ErrGenerator]; [ErrNotFound] for an unknown scope; [ErrExists] if the name has another generator; [ErrPurpose] if
-// its key is not a raw one; [*IntegrityError]; [ErrUnavailable].
+// [*InvalidError] for a malformed name; [ErrGenerator]; [ErrNotFound] for an unknown scope; [ErrExists] if the name has
+// another generator; [ErrPurpose] if its key is not a raw one; [*IntegrityError]; [ErrUnavailable].
 func (m *Manager) RegisterRaw(ctx context.Context, ref Ref, generator string) error {
 	if err := m.checkRaw(ref, generator); err != nil {
 		return err
@@ -216,11 +215,13 @@ func (m *Manager) nameFits(n *store.Name) bool {
 }
 
 // MakeRaw makes ref's key, with its first version, and says whether it did: not where it is there, however many call it
-// at once. A registered name has its generator already, and how.Generator is not looked at; another one is registered
+// at once. A registered name has its generator already, and how.Generator does not count; another one is registered
 // with that.
 //
-// It takes three round trips, one where the key is there, and calls the generator. Errors: those of
-// [Manager.RegisterRaw]; [ErrRemoved]; [ErrOldRoot]; those of the generator.
+// It takes three round trips, four where the name was not registered, one where the key is there, and calls the
+// generator. Errors: an [*InvalidError] for a malformed name, and for a key of a length that cannot be; [ErrGenerator];
+// [ErrNotFound] for an unknown scope; [ErrRemoved]; [ErrPurpose] if the key that is there is not a raw one;
+// [ErrOldRoot]; [ErrRolledBack]; [*IntegrityError]; [ErrUnavailable]; [ErrUnknownOutcome]; those of the generator.
 func (m *Manager) MakeRaw(ctx context.Context, ref Ref, how RawKey) (made bool, err error) {
 	if err := m.checkRaw(ref, how.Generator); err != nil {
 		return false, err
@@ -258,7 +259,7 @@ func (m *Manager) MakeRaw(ctx context.Context, ref Ref, how RawKey) (made bool, 
 		if next.of != fam.Root.ID || by != policy.Generator {
 			next.drop()
 			if next.Key, err = m.generate(ctx, m.rawIdentity(fam.Root.ID, ref), policy.Generator); err != nil {
-				return false, r.known(err)
+				return false, r.known(fmt.Errorf("make %v: %w", ref, err))
 			}
 			next.of, by = fam.Root.ID, policy.Generator
 		}

@@ -90,7 +90,7 @@ func (m *Manager) rotate(
 		default:
 			if next.Key == nil {
 				if next.Key, err = m.nextKey(ctx, fam, k); err != nil {
-					return 0, err
+					return 0, fmt.Errorf("rotate %v: %w", ref, err)
 				}
 				next.of = k.ID
 			}

@@ -116,6 +116,9 @@ func (a *app) explain(ctx context.Context, err error) *problem {
 			"keyhold key list shows which version it may be; keyhold key enable ID takes a disabled one into use again")
 	case errors.Is(err, keyhold.ErrPurpose):
 		return fail("purpose", sentence(err, keyhold.ErrPurpose)+", which is for another use", "keyhold key list shows what each key is for")
+	case errors.Is(err, keyhold.ErrGenerator):
+		return fail("generator", "the key's versions are made by a generator that only the application has: "+generatorOf(err),
+			"the application rotates it: by Run when it is due, or by Rotate")
 	case errors.Is(err, keyhold.ErrTooLarge):
 		return fail("too_large", sentence(err, keyhold.ErrTooLarge), "")
 	case errors.Is(err, keyhold.ErrOldRoot):
@@ -196,6 +199,12 @@ func (a *app) unsureWhy(ctx context.Context, err error) string {
 		return a.noAnswer()
 	}
 	return "the database was lost at the commit"
+}
+
+// generatorOf is the name of a generator that is not there, in quotes.
+func generatorOf(err error) string {
+	_, name, _ := strings.Cut(firstLine(err), keyhold.ErrGenerator.Error()+": ")
+	return name
 }
 
 // oldRootText says that a root is not the active one, and which is.
