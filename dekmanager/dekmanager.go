@@ -13,7 +13,9 @@ import (
 	"keyhold.example/keyhold/key"
 )
 
-// DEKManager hands out the bytes of named keys. It is safe for concurrent use.
+// DEKManager hands out the bytes of named keys. It is safe for concurrent use. What somebody does to the scope by
+// keyhold itself may have each call with a name refused: [keyhold.ErrNotFound] where the scope was deleted, and, but by
+// RotateDEK, [keyhold.ErrPurpose] for a key that is not a raw one.
 type DEKManager struct {
 	keys  *keyhold.Manager
 	scope keyhold.Scope
@@ -56,7 +58,7 @@ func (d *DEKManager) RegisterKey(ctx context.Context, keyName string, _ ...Regis
 // numbers go on. A process with an old MEK may register, too. A name is 1 to 255 bytes of UTF-8 without control
 // characters, and without white space at its ends.
 //
-// It takes one round trip where the key is there, two where the name is registered, three otherwise. Errors: a
+// It takes one round trip where the key is there, two where the name is registered, four otherwise. Errors: a
 // [*keyhold.InvalidError] for a malformed name; "not registered" ([keyhold.ErrGenerator]) for an unknown function;
 // "already registered with a different function" ([keyhold.ErrExists]); [*keyhold.IntegrityError];
 // [keyhold.ErrUnavailable]; [keyhold.ErrClosed].
@@ -78,12 +80,16 @@ func (d *DEKManager) RegisterKeyWithFunction(ctx context.Context, keyName, genFu
 // a copy that is the caller's, who may clear it. A name that has no key gets one, by the function that it is registered
 // with, or else by the default one; of any number of instances one makes it, and all return it.
 //
-// A key that was used before takes no round trip. A rotation by another instance is seen within 7 s. Errors: "not
-// registered" for a name that was removed ([keyhold.ErrRemoved]), and for a function that this process does not have
+// A key that this instance used before takes no round trip, and another one; where there is none, five if its name is
+// registered, and six if not. A rotation by another instance is seen within 7 s. With an old MEK it warns, at most once
+// a minute.
+//
+// Errors: [*keyhold.IntegrityError]; [keyhold.ErrRolledBack]; [keyhold.ErrUnavailable], with [keyhold.ErrStale] if the
+// database has been away for 15 minutes; [keyhold.ErrClosed]. Of a key that is not there also: "not registered" for a
+// name that was removed ([keyhold.ErrRemoved]), and for a function that this process does not have
 // ([keyhold.ErrGenerator]); "cannot create new DEK with old MEK" ([keyhold.ErrOldRoot]); a [*keyhold.InvalidError] for
-// a malformed name; those of the function; [*keyhold.IntegrityError]; [keyhold.ErrRolledBack];
-// [keyhold.ErrUnavailable], with [keyhold.ErrStale] if the database has been away for 15 minutes; [keyhold.ErrClosed].
-// With an old MEK it warns, at most once a minute.
+// a malformed name, and for one that has had 65,535 versions; those of the function; [keyhold.ErrUnknownOutcome], after
+// which there is one key or none, and calling again is right.
 func (d *DEKManager) GetDEK(ctx context.Context, keyName string) ([]byte, int, error) {
 	dek, version, err := d.keys.RawOrMake(ctx, d.ref(keyName), d.how)
 	if err != nil {
@@ -103,12 +109,26 @@ func inWords(err error) error {
 	return err
 }
 
+// worded is an error in the words of who has names and MEKs, and neither scopes nor roots.
+type worded struct {
+	text string
+	err  error // which it is
+}
+
+func (e *worded) Error() string { return e.text }
+func (e *worded) Unwrap() error { return e.err }
+
+func oldMEK(what, keyName string, err error) error {
+	const where = "the database is under a newer MEK; start this program with that one"
+	return &worded{fmt.Sprintf("%s: key '%s': %s", what, keyName, where), err}
+}
+
 func notMade(keyName string, err error) error {
 	switch {
 	case errors.Is(err, keyhold.ErrRemoved):
-		return fmt.Errorf("key '%s' not registered: %w", keyName, err)
+		return &worded{fmt.Sprintf("key '%s' not registered: it was removed; register it again", keyName), err}
 	case errors.Is(err, keyhold.ErrOldRoot):
-		return fmt.Errorf("cannot create new DEK with old MEK: key '%s': %w", keyName, err)
+		return oldMEK("cannot create new DEK with old MEK", keyName, err)
 	case errors.Is(err, keyhold.ErrGenerator):
 		return noFunction(keyName, err)
 	}
@@ -127,7 +147,8 @@ func noFunction(keyName string, err error) error {
 // [keyhold.ErrStale] if the database has been away for a day; [keyhold.ErrClosed].
 func (d *DEKManager) GetDEKByVersion(ctx context.Context, keyName string, version int) ([]byte, error) {
 	if uint(version-1) >= key.MaxVersion { // 0 and negative ones are large, too
-		return nil, cmp.Or(inWords(keyhold.Purpose(keyName).Validate()), notFound(keyName, version, keyhold.ErrNotFound))
+		malformed := inWords(keyhold.Purpose(keyName).Validate())
+		return nil, cmp.Or(malformed, notFound(keyName, version, keyhold.ErrNotFound))
 	}
 	dek, err := d.keys.RawVersion(ctx, d.ref(keyName), keyhold.Version(version))
 	if err != nil {
@@ -146,8 +167,9 @@ func notFound(keyName string, version int, err error) error {
 // RotateDEK adds a version to a key, by the function that it is registered with, which is the newest from now on. Each
 // call adds one, however many instances do so at once; a name that has no key gets version 1. Older versions stay.
 //
-// It takes four round trips where nobody interferes. After an error the version may be there. Errors: "cannot rotate
-// DEK with an old version of MEK" ([keyhold.ErrOldRoot]); the others are those of [DEKManager.GetDEK].
+// It takes four round trips where nobody interferes, and for version 1 five if the name is not registered. After an
+// error the version may be there. Errors: "cannot rotate DEK with an old version of MEK" ([keyhold.ErrOldRoot]); the
+// others are those of [DEKManager.GetDEK] of a key that is not there, but for ErrStale.
 func (d *DEKManager) RotateDEK(ctx context.Context, keyName string) error {
 	ref := d.ref(keyName)
 	if ref.IsRoot() { // which is the scope's own key, and none of those that have names
@@ -166,7 +188,7 @@ func (d *DEKManager) RotateDEK(ctx context.Context, keyName string) error {
 	}
 	switch {
 	case errors.Is(err, keyhold.ErrOldRoot):
-		return fmt.Errorf("cannot rotate DEK with an old version of MEK: key '%s': %w", keyName, err)
+		return oldMEK("cannot rotate DEK with an old version of MEK", keyName, err)
 	case errors.Is(err, keyhold.ErrRemoved), errors.Is(err, keyhold.ErrGenerator):
 		return notMade(keyName, err)
 	}
@@ -213,10 +235,12 @@ func (d *DEKManager) GetKeyInfo(
 func (d *DEKManager) RemoveKey(ctx context.Context, keyName string) error {
 	err := d.keys.RemoveRaw(ctx, d.ref(keyName))
 	switch {
+	case errors.Is(err, keyhold.ErrRemoved):
+		return &worded{fmt.Sprintf("key '%s' not found: it was removed before", keyName), err}
 	case errors.Is(err, keyhold.ErrNotFound):
-		return fmt.Errorf("key '%s' not found: %w", keyName, err)
+		return &worded{fmt.Sprintf("key '%s' not found", keyName), err}
 	case errors.Is(err, keyhold.ErrOldRoot):
-		return fmt.Errorf("cannot remove DEK with an old version of MEK: key '%s': %w", keyName, err)
+		return oldMEK("cannot remove DEK with an old version of MEK", keyName, err)
 	}
 	return inWords(err)
 }
@@ -243,10 +267,9 @@ func (d *DEKManager) warnOld(keyName string) {
 	if now-last < int64(warnAgain/time.Second) || !d.warned.CompareAndSwap(last, now) {
 		return
 	}
-	err := d.keys.Health().Root
-	if err == nil {
+	if d.keys.Health().Root == nil {
 		d.old.Store(false)
 		return
 	}
-	d.logger.Warn("Using an old version of MEK to retrieve DEK.", "key_name", keyName, "error", err)
+	d.logger.Warn("A DEK was read by an old MEK. Start this program with the newer one.", "key_name", keyName)
 }

@@ -33,7 +33,12 @@
 // # Coming from go-pg-dek-manager
 //
 // The import and the tables are others; "keyhold import dek" brings the keys, with their versions. Of the first
-// generation, whose functions had no context, each call gets one as its first argument. This differs, on purpose:
+// generation, whose functions had no context, GetDEK, GetDEKByVersion and RotateDEK get one as their first argument.
+// RemoveDEKs, which deleted the versions up to a number, has no counterpart. Where old versions are really to go, the
+// command line gives up one at a time, by "keyhold key disable" and, when nobody missed it, "keyhold key destroy"; so
+// do Disable and Destroy of [DEKManager.Manager].
+//
+// This differs, on purpose:
 //
 //   - The bytes that are returned are a copy, which the caller may clear.
 //   - A rotation or a removal is seen by all instances within 7 s, not within the cache's expiration.

@@ -402,9 +402,15 @@ func TestDatabaseThatGoesAway(t *testing.T) {
 	name := strings.TrimPrefix(u.Path, "/")
 	u.Path = "/postgres"
 	server := &world{t, "postgres", u.String()}
-	server.exec("alter database " + name + " with allow_connections false")
-	server.exec("select pg_terminate_backend(pid) from pg_stat_activity where datname = '" + name + "'")
-	same(t, "a", get(t, d, "a", 1), a)
+	ends := func(how string) {
+		server.exec("alter database " + name + " " + how)
+		server.exec("select pg_terminate_backend(pid) from pg_stat_activity where datname = '" + name + "'")
+	}
+	ends("set default_transaction_read_only = on")                         // it answers, and writes nothing
+	refused(t, d.RotateDEK(ctx, "a"), keyhold.ErrUnavailable, "read-only") // though it has read the key
+	refused(t, d.RemoveKey(ctx, "a"), keyhold.ErrUnavailable, "read-only")
+	ends("with allow_connections false")
+	same(t, "a after what failed", get(t, d, "a", 1), a)
 	_, _, err = d.GetDEK(ctx, "b")
 	refused(t, err, keyhold.ErrUnavailable, "")
 	refused(t, d.RotateDEK(ctx, "a"), keyhold.ErrUnavailable, "")
@@ -415,6 +421,7 @@ func TestDatabaseThatGoesAway(t *testing.T) {
 		same(t, "a", get(t, d, "a", 1), a)
 		return d.Manager().Health().Database != nil
 	})
+	server.exec("alter database " + name + " reset default_transaction_read_only")
 	server.exec("alter database " + name + " with allow_connections true")
 	within(t, 20*time.Second, "it is back", func() bool { return d.RotateDEK(ctx, "a") == nil })
 	_, version, err := d.GetDEK(ctx, "a")

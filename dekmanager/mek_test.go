@@ -45,13 +45,13 @@ func TestMEKTransition(t *testing.T) {
 
 		var log logs
 		old := w.open(mek, dekmanager.WithLogger(&log))
-		if log.of("Key rotations will be blocked") != 1 {
+		if log.of("The database is under a newer MEK") != 1 {
 			t.Errorf("the start with an old MEK said %q", log.text)
 		}
 		for range 100 {
 			same(t, "one by the old MEK", get(t, old, "one", 1), one)
 		}
-		if n := log.of("Using an old version of MEK to retrieve DEK"); n != 1 {
+		if n := log.of("A DEK was read by an old MEK"); n != 1 {
 			t.Errorf("%d warnings of 100 calls, want 1", n)
 		}
 		get(t, old, "three", 1)
@@ -63,6 +63,17 @@ func TestMEKTransition(t *testing.T) {
 		_, _, err = old.GetDEK(ctx, "five")
 		refused(t, err, keyhold.ErrOldRoot, "cannot create new DEK with old MEK")
 		refused(t, old.RemoveKey(ctx, "one"), keyhold.ErrOldRoot, "cannot remove DEK with an old version of MEK")
+		for call, err := range map[string]error{
+			"GetDEK": err, "RotateDEK": old.RotateDEK(ctx, "one"), "RemoveKey": old.RemoveKey(ctx, "one"),
+		} {
+			_, rest, _ := strings.Cut(err.Error(), ": key '")
+			if _, rest, _ = strings.Cut(rest, "': "); rest != "the database is under a newer MEK; start this program with that one" {
+				t.Errorf("%s says it in other words than those of who has MEKs: %v", call, err)
+			}
+		}
+		elsewhere := w.open(mek, dekmanager.WithScope("not there yet")) // which it makes
+		_, _, err = elsewhere.GetDEK(ctx, "one")
+		refused(t, err, keyhold.ErrOldRoot, "cannot create new DEK with old MEK")
 		get(t, next, "four", 1)
 		get(t, old, "four", 1)
 
@@ -90,7 +101,7 @@ func TestFaultRunningInstanceNoticesThatItsMEKIsOld(t *testing.T) {
 		same(t, "b by the old MEK", get(t, old, "b", 1), b)
 		within(t, 10*time.Second, "the old one warns", func() bool {
 			get(t, old, "a", 1)
-			return log.of("Key rotations will be blocked") == 1 && log.of("Using an old version of MEK to retrieve DEK") == 1
+			return log.of("The database is under a newer MEK") == 1 && log.of("A DEK was read by an old MEK") == 1
 		})
 	})
 }

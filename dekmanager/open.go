@@ -27,10 +27,11 @@ const mekSize = 32
 //
 // It has no context, and each of its few calls to the database takes at most 30 s. After an error nothing runs. Errors:
 // "invalid MEK size"; one that names the option that makes no sense; [keyhold.ErrRoot] for a wrong MEK;
-// [keyhold.ErrOldRoot] if the old MEK opens the keys and is not the current one; [ErrLegacy] where there are keys of
-// go-pg-dek-manager that were not imported; a [*keyhold.SchemaError] for tables of another version, or of something
-// else; [*keyhold.IntegrityError]; [keyhold.ErrUnavailable]. A mek that was the current one before is no error: see the
-// package.
+// [keyhold.ErrOldRoot] if the old MEK opens the keys and is not the current one; [ErrLegacy] where PostgreSQL has keys
+// of go-pg-dek-manager that were not imported, before anything is made: as long as the scope is not there, in any table
+// that may be read, and later in those that the options given, or its defaults, would have it use; a
+// [*keyhold.SchemaError] for tables of another version, or of something else; [*keyhold.IntegrityError];
+// [keyhold.ErrUnavailable]. A mek that was the current one before is no error: see the package.
 func NewDEKManager(db *sql.DB, mek []byte, options ...DEKManagerOption) (*DEKManager, error) {
 	config := defaults(db, mek)
 	for i, option := range options {
@@ -64,7 +65,7 @@ func open(ctx context.Context, config *DEKManagerConfig) (_ *DEKManager, err err
 			err = errors.Join(err, d.store.Close())
 		}
 	}()
-	if d.keys, err = keyhold.New(ctx, d.store, settings); err != nil {
+	if d.keys, err = openKeys(ctx, config, d, settings); err != nil {
 		return nil, wrongMEK(err)
 	}
 	defer func() {
@@ -76,6 +77,27 @@ func open(ctx context.Context, config *DEKManagerConfig) (_ *DEKManager, err err
 		return nil, err
 	}
 	return d, d.makeScope(ctx, config)
+}
+
+// openKeys opens the installation. Where there is none it makes one, with the tables, unless there are keys that have
+// to be imported: then it changes nothing.
+func openKeys(
+	ctx context.Context, config *DEKManagerConfig, d *DEKManager, settings keyhold.Config,
+) (*keyhold.Manager, error) {
+	settings.Initialize = false
+	m, err := keyhold.New(ctx, d.store, settings)
+	if !errors.Is(err, keyhold.ErrNotInitialized) {
+		return m, err
+	}
+	schema, err := schemaOf(ctx, config)
+	if err == nil {
+		err = noLegacy(ctx, config, d.scope, schema)
+	}
+	if err != nil {
+		return nil, err
+	}
+	settings.Initialize = true
+	return keyhold.New(ctx, d.store, settings)
 }
 
 // prepare makes of the options what needs no database.
@@ -174,7 +196,7 @@ func isSQLite(config *DEKManagerConfig) bool {
 	return strings.Contains(strings.ToLower(fmt.Sprintf("%T", config.DB.Driver())), "sqlite")
 }
 
-// schemaOf is the schema in which the tables are.
+// schemaOf is the schema in which the tables are, or are to be.
 func schemaOf(ctx context.Context, config *DEKManagerConfig) (schema string, err error) {
 	switch {
 	case isSQLite(config):
@@ -185,7 +207,9 @@ func schemaOf(ctx context.Context, config *DEKManagerConfig) (schema string, err
 	ctx, cancel := context.WithTimeout(ctx, keyhold.DefaultTimeout)
 	defer cancel()
 	err = config.DB.QueryRowContext(ctx, `
-select nspname from pg_namespace n join pg_class c on c.relnamespace = n.oid where c.oid = to_regclass($1::text)`,
+select coalesce(
+    (select nspname from pg_namespace n join pg_class c on c.relnamespace = n.oid where c.oid = to_regclass($1::text)),
+    current_schema(), 'public')`,
 		migrate.Quote(cmp.Or(config.TablePrefix, defaultPrefix)+"_root_key")).Scan(&schema)
 	if err != nil {
 		return "", fmt.Errorf("ask in which schema the tables are: %w: %w", keyhold.ErrUnavailable, err)
@@ -196,55 +220,14 @@ select nspname from pg_namespace n join pg_class c on c.relnamespace = n.oid whe
 // makeScope makes the scope of the keys where it is not there.
 func (d *DEKManager) makeScope(ctx context.Context, config *DEKManagerConfig) error {
 	there, err := d.keys.HasScope(ctx, d.scope)
-	if err != nil || there {
+	switch {
+	case err != nil:
+		return err
+	case there:
+		return d.allImported(ctx, config)
+	}
+	if err := noLegacy(ctx, config, d.scope, d.schema); err != nil {
 		return err
 	}
-	if !isSQLite(config) {
-		if err := noLegacy(ctx, config, d.schema); err != nil {
-			return err
-		}
-	}
 	return d.keys.CreateScope(ctx, d.scope)
-}
-
-// ErrLegacy: there are keys of go-pg-dek-manager in the database that were not imported. Made anew, the names would
-// begin again at version 1, with other bytes. Import them by "keyhold import dek", or drop or rename their tables.
-var ErrLegacy = errors.New("keys of go-pg-dek-manager are there that were not imported")
-
-// noLegacy is [ErrLegacy] if there are keys of go-pg-dek-manager where its configuration, or its defaults, have them.
-func noLegacy(ctx context.Context, config *DEKManagerConfig, schema string) error {
-	ctx, cancel := context.WithTimeout(ctx, keyhold.DefaultTimeout)
-	defer cancel()
-	schemas := []string{schema}
-	if config.SchemaName == "" && schema != "public" {
-		schemas = append(schemas, "public")
-	}
-	prefixes := []string{"dek_store"}
-	if config.TablePrefix != "" && config.TablePrefix != "dek_store" {
-		prefixes = append(prefixes, config.TablePrefix)
-	}
-	for _, schema := range schemas {
-		for _, prefix := range prefixes {
-			has, err := hasLegacy(ctx, config.DB, migrate.Quote(schema)+"."+migrate.Quote(prefix+"_dek"))
-			switch {
-			case err != nil:
-				return fmt.Errorf("look for keys of go-pg-dek-manager in table %s.%s_dek: %w: %w",
-					schema, prefix, keyhold.ErrUnavailable, err)
-			case has:
-				return fmt.Errorf(`table %s.%s_dek: %w: run "keyhold import dek" first, or drop or rename that table`,
-					schema, prefix, ErrLegacy)
-			}
-		}
-	}
-	return nil
-}
-
-func hasLegacy(ctx context.Context, db *sql.DB, table string) (has bool, err error) {
-	err = db.QueryRowContext(ctx, `select count(*) = 2 from pg_attribute
-where attrelid = to_regclass($1::text) and attname in ('key_name', 'encrypted_dek')`, table).Scan(&has)
-	if err != nil || !has {
-		return false, err
-	}
-	err = db.QueryRowContext(ctx, "select exists (select 1 from "+table+")").Scan(&has)
-	return has, err
 }

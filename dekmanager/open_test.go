@@ -67,40 +67,6 @@ func TestOptionOfTheCallersOwn(t *testing.T) {
 	}
 }
 
-// Where tables of go-pg-dek-manager hold keys, names would begin again at version 1.
-func TestKeysThatWereNotImportedAreFound(t *testing.T) {
-	w := newWorld(t, "postgres")
-	w.exec("create table dek_store_mek (id serial primary key, mek_hash text not null)")
-	w.exec("create table dek_store_dek (id serial primary key, version integer not null, key_name text not null, " +
-		"encrypted_dek text not null, mek_id integer not null references dek_store_mek (id))")
-	w.open(mek, dekmanager.WithTablePrefix("empty")) // the tables are, so nothing is lost
-	w.exec("insert into dek_store_mek (mek_hash) values ('x')")
-	w.exec("insert into dek_store_dek (version, key_name, encrypted_dek, mek_id) values (1, 'user_data', 'x', 1)")
-	refused(t, w.fails(mek), dekmanager.ErrLegacy, `table public.dek_store_dek: `)
-	refused(t, w.fails(mek, dekmanager.WithSchemaName("public")), dekmanager.ErrLegacy, "keyhold import dek")
-	w.exec("create schema mine")
-	w.open(mek, dekmanager.WithSchemaName("mine"), dekmanager.WithTablePrefix("there"))
-	w.exec(`do $$ begin execute format('alter database %I set search_path = mine', current_database()); end $$`)
-	refused(t, w.fails(mek), dekmanager.ErrLegacy, `table public.dek_store_dek: `) // its default, wherever the connection looks
-	w.exec("alter table public.dek_store_dek rename to other_dek")
-	w.exec("alter table public.other_dek set schema mine")
-	refused(t, w.fails(mek, dekmanager.WithTablePrefix("other")), dekmanager.ErrLegacy, `table mine.other_dek: `)
-	w.exec("delete from mine.other_dek")
-	d := w.open(mek, dekmanager.WithTablePrefix("other"))
-	get(t, d, "user_data", 1)
-
-	// The scope is there now.
-	w.exec("alter table mine.other_dek rename to dek_store_dek")
-	w.exec("insert into mine.dek_store_dek (version, key_name, encrypted_dek, mek_id) values (1, 'user_data', 'x', 1)")
-	get(t, w.open(mek, dekmanager.WithTablePrefix("other")), "user_data", 1)
-
-	// A table that only has the name is somebody else's.
-	other := newWorld(t, "postgres")
-	other.exec("create table dek_store_dek (id int)")
-	other.exec("insert into dek_store_dek values (1)")
-	other.open(mek)
-}
-
 func TestDriverNames(t *testing.T) {
 	w := newWorld(t, "sqlite")
 	w.open(mek, dekmanager.WithDriverName("sqlite3"))

@@ -29,8 +29,8 @@ type DEKGenerationFunc func(ctx context.Context) ([]byte, error)
 // DEKManagerOption is an option of [NewDEKManager]. Of two that say different things, the later one counts.
 type DEKManagerOption func(*DEKManagerConfig)
 
-// DEKManagerConfig is what options fill in. Each field is what the option of the same name says; what they find in it
-// are the defaults.
+// DEKManagerConfig is what options fill in, and finds the defaults there. DB and MEK are those that [NewDEKManager] was
+// given; DEKGenFuncs is what [WithFunction] says; each other field is what the option of the same name says.
 type DEKManagerConfig struct {
 	DB                    *sql.DB
 	MEK                   []byte
@@ -87,8 +87,12 @@ func WithCleanupPeriod(d time.Duration) DEKManagerOption {
 }
 
 // WithDEKRotationPeriod is how old the newest version of a key may get before the next is made: 90 days by default, and
-// at most a hundred years. It is stored with each key. Given, it becomes that of the keys that are there, too, one
-// after another soon after the start; of instances that give different ones, the last to start has its way.
+// at most a hundred years. It is stored with each key, and a new key has that of the instance that makes it.
+//
+// Given, it becomes that of the keys that are there as well, one after another soon after the start; of instances that
+// give different ones, the last to start has its way with these. A key that is never rotated, as keyhold's policies
+// and the import can have it, stays so. An instance whose MEK is an old one changes no key that is there; nor does it,
+// until it is started again, when that becomes the current one.
 func WithDEKRotationPeriod(d time.Duration) DEKManagerOption {
 	return func(c *DEKManagerConfig) { c.DEKRotationPeriod, c.periodGiven = d, true }
 }
@@ -128,7 +132,8 @@ func WithLockLeaseDuration(d time.Duration) DEKManagerOption {
 }
 
 // WithOldMEK is the MEK of before, 32 bytes; nil is none. Where the tables are under it, and it is the current one, the
-// new MEK takes its place, which takes no longer for many keys than for one. It may stay configured after that.
+// new MEK takes its place, which takes no longer for many keys than for one. It may stay configured after that. A MEK
+// that was the current one before does not become it again so: "keyhold root activate" does that.
 func WithOldMEK(oldMEK []byte) DEKManagerOption {
 	return func(c *DEKManagerConfig) { c.OldMEK = oldMEK }
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -24,6 +25,11 @@ func (memory) Close() error { return nil }
 // over starts an instance over s, as NewDEKManager does over a database.
 func over(t *testing.T, s *memstore.Store, options ...DEKManagerOption) *DEKManager {
 	t.Helper()
+	return overStore(t, memory{s}, options...)
+}
+
+func overStore(t *testing.T, s closable, options ...DEKManagerOption) *DEKManager {
+	t.Helper()
 	config := defaults(nil, []byte("12345678901234567890123456789012"))
 	config.Logger = &told{}
 	for _, option := range options {
@@ -31,7 +37,7 @@ func over(t *testing.T, s *memstore.Store, options ...DEKManagerOption) *DEKMana
 	}
 	d, settings, err := prepare(&config)
 	check(t, err)
-	d.store = memory{s}
+	d.store = s
 	d.keys, err = keyhold.New(t.Context(), d.store, settings)
 	check(t, err)
 	there, err := d.keys.HasScope(t.Context(), d.scope)
@@ -122,9 +128,88 @@ func TestPeriodOfKeysThatAreThere(t *testing.T) {
 		old := over(t, s, WithDEKRotationPeriod(time.Minute))
 		pass(10 * time.Minute)
 		has(next, "a", 3*time.Hour+time.Second)
+		info, err := next.keys.Installation(t.Context())
+		check(t, err)
+		check(t, next.keys.ActivateRoot(t.Context(), info.Roots[0].ID))
+		pass(2 * time.Minute) // now its MEK is the current one again, which it learns by a call
+		version(t, old, "a")
+		pass(25 * time.Minute)
+		has(old, "a", 3*time.Hour+time.Second)
+		check(t, old.RotateDEK(t.Context(), "a"))
 		for _, d := range []*DEKManager{d, next, old} {
 			d.Shutdown()
 		}
+		storetest.Check(t, s)
+	})
+}
+
+// A key that is never rotated stays so whatever period an instance gives, and others get that.
+func TestPeriodLeavesAloneWhatIsNeverRotated(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		s := memstore.New()
+		d := over(t, s)
+		never := keyhold.RawKey{Policy: keyhold.Policy{RotateEvery: -1}}
+		_, err := d.keys.MakeRaw(t.Context(), d.ref("kept#mek1"), never)
+		check(t, err)
+		version(t, d, "other")
+		d.Shutdown()
+
+		d = over(t, s, WithDEKRotationPeriod(time.Hour))
+		pass(90 * time.Minute)
+		info, err := d.keys.RawInfo(t.Context(), d.ref("kept#mek1"))
+		if err != nil || info.RotateEvery != 0 || info.Version != 1 {
+			t.Errorf("the key that is never rotated: %+v, %v", info, err)
+		}
+		if n := version(t, d, "other"); n != 2 {
+			t.Errorf("the other key has version %d after an hour, want 2", n)
+		}
+		d.Shutdown()
+	})
+}
+
+// A key at which something fails holds up no other, is told, and gets its period ten minutes later.
+func TestPeriodOfAKeyThatFails(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		s := memstore.New()
+		d := over(t, s)
+		names := []string{"a", "b", "c"}
+		for _, name := range names {
+			version(t, d, name)
+		}
+		d.Shutdown()
+		flip := func() {
+			s.Edit(func(all *memstore.Data) { all.Key(d.ref("b")).MAC[0] ^= 1 })
+		}
+		flip()
+
+		var log told
+		d = over(t, s, WithDEKRotationPeriod(3*time.Hour), WithLogger(&log))
+		periods := func(when string, a, b, c time.Duration) {
+			t.Helper()
+			want := []time.Duration{a, b, c}
+			for info, err := range d.keys.RawKeys(t.Context(), d.scope) {
+				check(t, err)
+				if i := slices.Index(names, string(info.Name)); info.RotateEvery != want[i] {
+					t.Errorf("%s key %q has the period %v, want %v", when, info.Name, info.RotateEvery, want[i])
+				}
+			}
+		}
+		const every, before = 3 * time.Hour, 90 * 24 * time.Hour
+		pass(9 * time.Minute)
+		periods("after nine minutes", every, before, every)
+		if n := log.of(`Not all keys have the rotation period`); n != 1 || log.of(`of key "b" of`) != 1 {
+			t.Errorf("told %q, want once, and of which key", log.text)
+		}
+		flip() // it is right again
+		pass(50 * time.Second)
+		periods("before ten minutes", every, before, every)
+		pass(time.Minute)
+		periods("after ten minutes", every, every, every)
+		pass(time.Hour)
+		if n := log.of(`Not all keys have the rotation period`); n != 1 {
+			t.Errorf("told %d times, want once: %q", n, log.text)
+		}
+		d.Shutdown()
 		storetest.Check(t, s)
 	})
 }
@@ -138,6 +223,18 @@ func (l *told) Warn(msg string, args ...any) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.text = append(l.text, msg+" "+strings.TrimSuffix(fmt.Sprintln(args...), "\n"))
+}
+
+// of counts what was told with the given words.
+func (l *told) of(words string) (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, text := range l.text {
+		if strings.Contains(text, words) {
+			n++
+		}
+	}
+	return n
 }
 
 // Calls with an old MEK warn once a minute, and no more when it is the current one again.

@@ -3,7 +3,6 @@ package dekmanager
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"keyhold.example/keyhold"
@@ -13,8 +12,8 @@ import (
 func (d *DEKManager) start(config *DEKManagerConfig) {
 	ctx, cancel := context.WithCancel(context.Background()) //nolint:forbidigo // Shutdown ends it
 	d.cancel = cancel
-	if err := d.keys.Health().Root; err != nil {
-		d.isOld(err)
+	if d.keys.Health().Root != nil {
+		d.isOld()
 	}
 	d.work.Go(func() { _ = d.keys.Run(ctx) }) // it ends with ctx alone; what fails in it is an event
 	if config.periodGiven || config.DEKRotationPeriod != defaultPeriod {
@@ -22,9 +21,10 @@ func (d *DEKManager) start(config *DEKManagerConfig) {
 	}
 }
 
-func (d *DEKManager) isOld(err error) {
+func (d *DEKManager) isOld() {
 	if !d.old.Swap(true) {
-		d.logger.Warn("Using an old version of MEK. Key rotations will be blocked.", "error", err)
+		d.logger.Warn("The database is under a newer MEK. " +
+			"This program reads keys, and makes, rotates and removes none, until it is started with that MEK.")
 	}
 }
 
@@ -33,7 +33,7 @@ func (d *DEKManager) isOld(err error) {
 func (d *DEKManager) onEvent(_ context.Context, e keyhold.Event) {
 	switch {
 	case e.Kind == keyhold.OldRoot:
-		d.isOld(e.Err)
+		d.isOld()
 	case e.Kind == keyhold.NoPin, e.Kind == keyhold.Rotated, e.Kind == keyhold.Rewrapped:
 	case errors.Is(e.Err, context.Canceled): // by Shutdown
 	default:
@@ -67,8 +67,8 @@ func (d *DEKManager) keepPeriod(ctx context.Context, every time.Duration) {
 		if err == nil || ctx.Err() != nil {
 			return
 		}
-		d.logger.Warn("Not all keys have the rotation period of this process yet. They are looked at again in ten minutes.",
-			"error", err)
+		d.logger.Warn("Not all keys have the rotation period of this process yet. "+
+			"They are looked at again in ten minutes.", "error", err)
 		timer := time.NewTimer(periodAgain)
 		select {
 		case <-timer.C:
@@ -87,8 +87,10 @@ func (d *DEKManager) setPeriods(ctx context.Context, every time.Duration) (faile
 		case err != nil:
 			return err
 		case d.old.Load(): // a deployment that is over has no say
-			return failed
-		case info.Version == 0, info.RotateEvery == every, info.RotateEvery == 0: // never is what somebody wanted of that key alone
+			return nil
+		case info.Version == 0, info.RotateEvery == every:
+			continue
+		case info.RotateEvery == 0: // never is what somebody wanted of that key alone
 			continue
 		}
 		err := d.keys.SetPolicy(ctx, d.ref(string(info.Name)), keyhold.Policy{RotateEvery: every})
@@ -97,7 +99,7 @@ func (d *DEKManager) setPeriods(ctx context.Context, every time.Duration) (faile
 		case ctx.Err() != nil:
 			return err
 		case failed == nil:
-			failed = fmt.Errorf("key %q: %w", info.Name, err)
+			failed = err
 		}
 	}
 	return failed

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -190,7 +191,8 @@ func dekVersion(t *testing.T, m *dekmanager.DEKManager, name, number string) []b
 	return b
 }
 
-// An import that is killed has brought some keys whole, and the next one brings the others.
+// An import that is ended or killed has brought some keys whole, and the next one brings the others. Meanwhile no program
+// may start, as it would make those that are missing anew.
 func TestAKilledImportIsRepeated(t *testing.T) {
 	const keys = 2000
 	db, known, importDEK := dekImported(t)
@@ -201,22 +203,37 @@ func TestAKilledImportIsRepeated(t *testing.T) {
 		t.Fatal(err)
 	}
 	there := func() int { return countDEKs(ctx, t, db) }
-	c := importDEK()
-	if err := c.Start(); err != nil {
-		t.Fatal(err)
-	}
-	for there() < keys/10 {
-		if ctx.Err() != nil {
-			t.Fatal(ctx.Err())
+	n := 0
+	for _, signal := range []os.Signal{os.Interrupt, os.Kill} {
+		c := importDEK()
+		var said bytes.Buffer
+		c.Stderr = &said
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
 		}
-	}
-	if err := c.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	_ = c.Wait() // it was killed
-	n := there()
-	if n >= keys {
-		t.Fatalf("it was killed too late: all %d keys are there", n)
+		for began := n; there() < began+keys/10; {
+			if ctx.Err() != nil {
+				t.Fatal(ctx.Err())
+			}
+		}
+		if err := c.Process.Signal(signal); err != nil {
+			t.Fatal(err)
+		}
+		_ = c.Wait() // it was ended
+		if n = there(); n >= keys {
+			t.Fatalf("it was ended too late: all %d keys are there", n)
+		}
+		const stays = "keyhold: hint: what was imported stays: repeat the command to its end before any program starts"
+		if signal == os.Interrupt && !strings.Contains(said.String(), stays) {
+			t.Errorf("it was ended and said: %s", said.String())
+		}
+		m, err := dekmanager.NewDEKManager(db, known.MEKB64)
+		if err == nil {
+			m.Shutdown()
+		}
+		if !errors.Is(err, dekmanager.ErrLegacy) || !strings.Contains(err.Error(), `run "keyhold import dek" to its end`) {
+			t.Errorf("with %d keys a program starts: %v", n, err)
+		}
 	}
 	run(t, importDEK())
 	if got := there(); got != keys+len(known.Keys) {
@@ -233,6 +250,33 @@ func TestAKilledImportIsRepeated(t *testing.T) {
 				t.Errorf("version %s of key %d has other bytes", number, i)
 			}
 		}
+	}
+}
+
+// Old tables that are another program's are in the way of the first start only: the command that its error names makes
+// the scope.
+func TestTablesOfAnotherProgramLetStart(t *testing.T) {
+	db, known, importDEK := dekImported(t)
+	if _, err := db.ExecContext(t.Context(), "alter table dek_store_dek rename to other_dek"); err != nil {
+		t.Fatal(err)
+	}
+	start := func() error {
+		m, err := dekmanager.NewDEKManager(db, known.MEKB64)
+		if err == nil {
+			defer m.Shutdown()
+			_, _, err = m.GetDEK(t.Context(), "mine")
+		}
+		return err
+	}
+	if err := start(); !errors.Is(err, dekmanager.ErrLegacy) ||
+		!strings.Contains(err.Error(), `"keyhold scope create dek-manager --raw-purpose NAME"`) {
+		t.Errorf("a program starts: %v", err)
+	}
+	create := importDEK()
+	create.Args = []string{"keyhold", "scope", "create", "dek-manager", "--raw-purpose", "mine"}
+	run(t, create)
+	if err := start(); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -12,11 +12,8 @@ import (
 
 	"keyhold.example/keyhold"
 	"keyhold.example/keyhold/cmd/keyhold/internal/dekimport"
-	"keyhold.example/keyhold/cmd/keyhold/internal/kmsimport"
 	"keyhold.example/keyhold/dekmanager"
 	"keyhold.example/keyhold/key"
-	"keyhold.example/keyhold/localroot"
-	"keyhold.example/keyhold/migrate"
 )
 
 // dekPeriod is how often package dekmanager rotates a key where its options do not say otherwise.
@@ -46,7 +43,7 @@ version that is there under both with different bytes keeps its place with those
 key NAME#mekID, which is not rotated.
 
 It may be interrupted and repeated: what is there already is left as it is, whatever was rotated since, and a key that was
-removed here stays removed.
+removed here stays removed. No program may start with the keys before it has said that it imported them.
 
 It prints for each key its generator, how many versions it has, and what became of it.`,
 		Args: args(),
@@ -102,11 +99,13 @@ func (a *app) importDEK(ctx context.Context, f dekFlags) (err error) {
 	}
 	defer keys.Clear()
 	i := dekImport{a: a, scope: key.Scope(f.scope), keys: keys, dryRun: f.dryRun}
-	if err := i.rehearse(ctx, meks[0]); err != nil {
-		return err
-	}
 	i.sayFound()
-	return a.with(ctx, keyhold.Config{Generators: i.generators()}, func(s *session) error { return i.into(ctx, s) })
+	return a.with(ctx, keyhold.Config{Generators: i.generators()}, func(s *session) error {
+		if err := i.tryMEK(ctx, s, meks[0], f.mek); err != nil {
+			return err
+		}
+		return i.into(ctx, s)
+	})
 }
 
 // explainDEK makes a problem of what keeps old keys from being imported.
@@ -165,37 +164,13 @@ func builtInGenerator(name string) bool {
 	return false
 }
 
-// rehearse imports everything into an installation in memory, so that what cannot be imported is told before anything
-// is changed.
-func (i *dekImport) rehearse(ctx context.Context, mek dekimport.MEK) (err error) {
-	root, err := localroot.FromBytes(mek.Key.Reveal())
-	if err != nil {
-		return err
-	}
-	stage, err := kmsimport.NewStage(ctx, keyhold.Config{Root: root, Timeout: i.a.timeout, Generators: i.generators()}, migrate.DefaultPrefix, 1)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, stage.Close()) }()
-	if err := stage.CreateScope(ctx, i.scope); err != nil {
-		return err
-	}
-	step := i.a.steps("checking keys", len(i.keys.Keys))
-	for at := range i.keys.Keys {
-		if _, err := i.bring(ctx, stage.Manager, &i.keys.Keys[at]); err != nil {
-			return cannotImport(err)
-		}
-		step()
-	}
-	return nil
-}
-
 // bring imports a key, or registers its name, and says whether it was not there.
 func (i *dekImport) bring(ctx context.Context, m *keyhold.Manager, k *dekimport.Key) (bool, error) {
 	if len(k.Versions) > 0 {
 		return m.ImportRaw(ctx, i.ref(k), i.how(k), k.Versions)
 	}
-	return true, m.RegisterRaw(ctx, i.ref(k), k.Generator)
+	_, err := m.RawInfo(ctx, i.ref(k))
+	return errors.Is(err, keyhold.ErrNotFound), m.RegisterRaw(ctx, i.ref(k), k.Generator)
 }
 
 // sayFound says what is not as somebody may expect it of the old keys.
@@ -246,7 +221,7 @@ func (i *dekImport) into(ctx context.Context, s *session) error {
 	}
 	if !i.dryRun {
 		if err := s.CreateScope(ctx, i.scope); err != nil {
-			return err
+			return i.unfinished(ctx, err)
 		}
 	}
 	list := i.a.newStream("NAME\tGENERATOR\tVERSIONS\tRESULT")
@@ -257,12 +232,12 @@ func (i *dekImport) into(ctx context.Context, s *session) error {
 		result := results[at]
 		if !i.dryRun && (result == resultToImport || result == resultToRegister) {
 			if result, err = i.importKey(ctx, s, k, result); err != nil {
-				return list.end(err)
+				return i.unfinished(ctx, list.end(err))
 			}
 		}
 		counts[result]++
 		if err := list.add(newImportedDEK(k, result)); err != nil {
-			return err
+			return i.unfinished(ctx, err)
 		}
 		step()
 	}
@@ -297,7 +272,8 @@ func (i *dekImport) importKey(ctx context.Context, s *session, k *dekimport.Key,
 }
 
 func (i *dekImport) otherKey(k *dekimport.Key, err error) error {
-	const hint = "another --scope, which dekmanager takes by WithScope, or another --prefix takes all"
+	hint := "if nothing was encrypted with the keys of this scope, keyhold scope shred " + shellQuote(string(i.scope)) +
+		" deletes them, and the import can begin anew; another --scope, which dekmanager takes by WithScope, or another --prefix takes all"
 	where := fmt.Sprintf("in the scope %s there is already ", quote(string(i.scope)))
 	switch {
 	case errors.Is(err, keyhold.ErrExists):

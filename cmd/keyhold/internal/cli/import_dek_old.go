@@ -12,6 +12,7 @@ import (
 	"keyhold.example/keyhold/cmd/keyhold/internal/dekimport"
 	"keyhold.example/keyhold/cmd/keyhold/internal/roots"
 	"keyhold.example/keyhold/internal/secret"
+	"keyhold.example/keyhold/localroot"
 	"keyhold.example/keyhold/migrate"
 )
 
@@ -120,4 +121,39 @@ func (i *dekImport) compare(ctx context.Context, s *session, k *dekimport.Key, i
 		}
 	}
 	return resultThere, nil
+}
+
+// tryMEK warns if package dekmanager, which has the MEK as its root, would be refused, or could not rotate.
+func (i *dekImport) tryMEK(ctx context.Context, s *session, mek dekimport.MEK, given string) error {
+	root, err := localroot.FromBytes(mek.Key.Reveal())
+	if err != nil {
+		return err
+	}
+	m, err := keyhold.New(ctx, s.store, keyhold.Config{Root: root, Timeout: i.a.timeout})
+	switch {
+	case errors.Is(err, keyhold.ErrRoot):
+		i.a.say("warning: the MEK is no root of the installation in %s, so that dekmanager is refused with it: keyhold root add %s gives it a slot, "+
+			"and keyhold root activate ID makes it the active root", i.a.shown(), shellQuote(given))
+		return nil
+	case err != nil:
+		return err
+	}
+	if m.Health().Root != nil {
+		i.a.say("warning: the MEK is not the active root of the installation in %s, so that dekmanager makes and rotates no key with it: "+
+			"keyhold root activate ID makes it that, and keyhold root list shows its ID", i.a.shown())
+	}
+	return m.Close()
+}
+
+// unfinished says with an error that ended the import what is to be done about what is there already.
+func (i *dekImport) unfinished(ctx context.Context, err error) error {
+	if err == nil || i.dryRun {
+		return err
+	}
+	p := *i.a.explain(ctx, err)
+	if p.Hint != "" {
+		p.Hint += "; "
+	}
+	p.Hint += "what was imported stays: repeat the command to its end before any program starts with these keys"
+	return &p
 }
