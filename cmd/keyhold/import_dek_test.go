@@ -191,8 +191,8 @@ func dekVersion(t *testing.T, m *dekmanager.DEKManager, name, number string) []b
 	return b
 }
 
-// An import that is ended or killed has brought some keys whole, and the next one brings the others. Meanwhile no program
-// may start, as it would make those that are missing anew.
+// An import that is ended or killed has brought some keys whole, and the next one brings the others. Meanwhile no
+// program may start, as it would make those that are missing anew.
 func TestAKilledImportIsRepeated(t *testing.T) {
 	const keys = 2000
 	db, known, importDEK := dekImported(t)

@@ -29,8 +29,8 @@ type Key struct {
 	Name      key.Purpose
 	Generator string // empty for the default one
 
-	// Aside: a key that their database does not have by this name. Its versions are those of another whose numbers others
-	// have now; no new ones are to be made.
+	// Aside: a key that their database does not have by this name. Its versions are those of another whose numbers
+	// others have now; no new ones are to be made.
 	Aside bool
 
 	Versions []keyhold.ImportedVersion // ascending by number; none of a name that is registered only
