@@ -120,7 +120,7 @@ func (c *cache) filling(ref key.Ref, now *reading) (f *filling, mine bool) {
 }
 
 // filled ends f, and keeps what was read; nil if there is nothing to keep. What this process changed meanwhile is not
-// kept: it may have been read before.
+// used: it may have been read before.
 func (c *cache) filled(ref key.Ref, f *filling, s *snapshot) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -137,6 +137,11 @@ func (c *cache) filled(ref key.Ref, f *filling, s *snapshot) {
 		c.snapshots.drop(ref)
 	case f.forgets == c.forgets:
 		c.snapshots.put(ref, s)
+	default:
+		// It is not to be used, but who asked for it may have sealed with it, and a failover may lose it.
+		if kept, ok := c.snapshots.get(ref); !ok || !kept.family.hasMore(&s.family) {
+			c.snapshots.put(ref, s.toCompare())
+		}
 	}
 	close(f.done)
 }

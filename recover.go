@@ -63,8 +63,9 @@ func (s *sweep) recoverAll(ctx context.Context) {
 		default:
 			s.swept.Failed++
 			s.m.tell(ctx, Event{Kind: RolledBack, Ref: ref, Err: err})
-			if isAway(err) {
-				return // it would be so with each
+			if isAway(err) { // it would be so with each
+				signal(s.m.cache.work) // so that it is not left for a minute
+				return
 			}
 		}
 	}
