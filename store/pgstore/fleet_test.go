@@ -66,7 +66,8 @@ func TestSignsTakeNoMoreRoom(t *testing.T) {
 		must(t, s.Pool().QueryRow(t.Context(), "select (pg_relation_size('kms_instance') + pg_indexes_size('kms_instance')) / 8192").Scan(&n))
 		return n
 	}
-	// What another session still sees, such as that of autovacuum, stays for a moment: then the next ones take its room.
+	// What another session still sees, such as that of autovacuum, stays for a moment: then the next ones take its
+	// room.
 	for round := 1; ; round++ {
 		before := pages()
 		for range 500 {
