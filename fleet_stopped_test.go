@@ -55,7 +55,12 @@ func TestFleetOutlivesProcessesThatWereSuspended(t *testing.T) {
 		const sealFor = 5 * time.Second
 		all := w.start(t, fleetSettings{SealFor: sealFor}, fleetSettings{SealFor: sealFor, Run: true})
 		fleetObey(t, all, fleetOrder{Do: "write and store", Keys: []key.Ref{ref}, Every: 20 * time.Millisecond})
-		fleetPass(500 * time.Millisecond)
+		awaitThat(t, "the processes are at it", func() bool {
+			infos, err := m.Instances(t.Context())
+			must(t, err)
+			return len(infos) == len(all)
+		})
+		fleetPass(2 * time.Second) // a busy machine needs some time for what they do
 		t.Cleanup(func() { w.resume(t, all) }) // or they would never end
 		w.suspend(t, all)
 		suspended := time.Now()
