@@ -60,7 +60,7 @@ func TestFleetOutlivesProcessesThatWereSuspended(t *testing.T) {
 			must(t, err)
 			return len(infos) == len(all)
 		})
-		fleetPass(2 * time.Second) // a busy machine needs some time for what they do
+		fleetPass(2 * time.Second)             // a busy machine needs some time for what they do
 		t.Cleanup(func() { w.resume(t, all) }) // or they would never end
 		w.suspend(t, all)
 		suspended := time.Now()
