@@ -26,10 +26,8 @@ func (m *Manager) Raw(ctx context.Context, ref Ref) ([]byte, Version, error) {
 // come first one makes the key, and all return it. Where it makes the key it takes two round trips more than MakeRaw.
 // Errors: those of both.
 func (m *Manager) RawOrMake(ctx context.Context, ref Ref, how RawKey) ([]byte, Version, error) {
-	if h := m.hotRaws.find(ref, 0, m); h != nil {
-		if material, ok := h.material.Copy(); ok {
-			return material, h.number, nil
-		}
+	if material, number, ok := m.hotRaw(ref, 0); ok {
+		return material, number, nil
 	}
 	for tries := 0; ; tries++ {
 		material, n, err := m.coldRaw(ctx, ref, 0, true)
@@ -54,12 +52,20 @@ func (m *Manager) RawVersion(ctx context.Context, ref Ref, n Version) ([]byte, e
 	return material, err
 }
 
+// hotRaw returns a copy of what is at hand of a version, or, of the number 0, of the head.
+func (m *Manager) hotRaw(ref Ref, n Version) ([]byte, Version, bool) {
+	h := m.hotRaws.find(ref, n, m)
+	if h == nil {
+		return nil, 0, false
+	}
+	material, ok := h.material.Copy()
+	return material, h.number, ok
+}
+
 // raw returns the bytes of a version, or, of the number 0, of the head.
 func (m *Manager) raw(ctx context.Context, ref Ref, n Version) ([]byte, Version, error) {
-	if h := m.hotRaws.find(ref, n, m); h != nil {
-		if material, ok := h.material.Copy(); ok {
-			return material, h.number, nil
-		}
+	if material, number, ok := m.hotRaw(ref, n); ok {
+		return material, number, nil
 	}
 	material, number, err := m.coldRaw(ctx, ref, n, false)
 	if err != nil {
