@@ -223,7 +223,7 @@ func (c *cache) dropIdle() {
 		}
 	}
 	c.mu.Unlock()
-	seal.ForgetAll(keys)
+	seal.CloseAll(keys)
 }
 
 // toRefresh is at most so many of the kept keys that are to be read again before somebody has to wait for that, the
@@ -342,7 +342,7 @@ func (c *cache) keep(o opened) opened {
 	if dropped, ok := c.opened.put(o.row.ID, o); ok {
 		dropped.raw.Clear()
 		if dropped.messages != nil {
-			dropped.messages.Forget()
+			dropped.messages.Close()
 		}
 	}
 	return o

@@ -2,6 +2,7 @@ package keyhold
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 
 	"keyhold.example/keyhold/internal/seal"
@@ -104,7 +105,8 @@ func (r reader) anyParent(fam *store.Family, id key.ID) (*seal.Parent, error) {
 	return o.parent, nil
 }
 
-// messages returns a data key version for sealing and opening messages; to be released.
+// messages returns a data key version for sealing and opening messages; to be released. From the cache it may be closed
+// by now.
 func (r reader) messages(fam *store.Family, data *store.Key, v *store.Version) (opened, error) {
 	if v.Alg != key.Message {
 		return opened{}, fmt.Errorf("%s is of alg %v: %w", describe(data), v.Alg, ErrPurpose)
@@ -113,6 +115,33 @@ func (r reader) messages(fam *store.Family, data *store.Key, v *store.Version) (
 		return opened{}, err
 	}
 	return r.open(fam, data, v)
+}
+
+// withMessages has do seal or open with a data key version. One that was dropped from the cache since it was found there
+// is opened once more, for do alone.
+func (r reader) withMessages(
+	fam *store.Family, data *store.Key, v *store.Version, do func(*seal.MessageKey) ([]byte, error),
+) ([]byte, error) {
+	k, err := r.messages(fam, data, v)
+	if err != nil {
+		return nil, err
+	}
+	out, err := do(k.messages)
+	k.release()
+	if !errors.Is(err, seal.ErrClosed) {
+		return out, err
+	}
+	unwrapped, err := r.unwrap(fam, data, v)
+	if err != nil {
+		return nil, err
+	}
+	defer unwrapped.Close()
+	messages, err := unwrapped.Messages()
+	if err != nil {
+		return nil, fmt.Errorf("key version %s: %w", v.ID, err)
+	}
+	defer messages.Close()
+	return do(messages)
 }
 
 // unwrap opens the wrapped key itself, whatever is in the cache of it. The caller closes what it gets.

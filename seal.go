@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"keyhold.example/keyhold/envelope"
 	"keyhold.example/keyhold/internal/seal"
@@ -47,7 +48,7 @@ func (m *Manager) SealDetachedTx(ctx context.Context, tx store.Tx, ref key.Ref, 
 	return m.seal(ctx, m.inside(tx), ref, plaintext, aad, (*seal.MessageKey).SealDetached)
 }
 
-type sealFunc func(k *seal.MessageKey, dst, plaintext []byte, context string) ([]byte, error)
+type sealFunc func(k *seal.MessageKey, dst, plaintext []byte, c *envelope.Parts, at time.Duration) ([]byte, error)
 
 func (m *Manager) seal(
 	ctx context.Context, r reader, ref key.Ref, plaintext []byte, aad AAD, do sealFunc,
@@ -78,14 +79,16 @@ func (m *Manager) trySeal(
 	if err != nil {
 		return "", nil, err
 	}
-	k, err := r.messages(&fam.Family, &fam.Data[0], head)
+	c, at := envelope.WholeContext(text), m.epochs.mono()
+	sealed, err := r.withMessages(&fam.Family, &fam.Data[0], head, func(k *seal.MessageKey) ([]byte, error) {
+		sealed, err := do(k, nil, plaintext, &c, at)
+		if err != nil {
+			return nil, fmt.Errorf("seal with %s: %w", head.ID, err)
+		}
+		return sealed, nil
+	})
 	if err != nil {
 		return "", nil, err
-	}
-	defer k.release()
-	sealed, err := do(k.messages, nil, plaintext, text)
-	if err != nil {
-		return "", nil, fmt.Errorf("seal with %s: %w", head.ID, err)
 	}
 	return head.ID, sealed, nil
 }
@@ -193,7 +196,7 @@ func (m *Manager) tryOpenAny(ctx context.Context, ciphertext []byte, aad AAD) ([
 	return plaintext, key.Ref{Scope: fam.Root.Scope, Purpose: fam.Data[0].Purpose}, nil
 }
 
-type openFunc func(k *seal.MessageKey, dst, ciphertext []byte, context string) ([]byte, error)
+type openFunc func(k *seal.MessageKey, dst, ciphertext []byte, c *envelope.Parts) ([]byte, error)
 
 func (m *Manager) openAttached(ctx context.Context, r reader, ref key.Ref, ciphertext []byte, aad AAD) ([]byte, error) {
 	msg, err := attached(ciphertext)
@@ -261,16 +264,14 @@ func (r reader) openVersion(fam *store.Family, v *store.Version, ciphertext []by
 	if v.Alg == key.Imported {
 		return nil, ErrOpen // it never sealed a message
 	}
-	k, err := r.messages(fam, data, v)
-	if err != nil {
-		return nil, err
-	}
-	defer k.release()
-	plaintext, err := do(k.messages, nil, ciphertext, text)
-	if err != nil {
+	c := envelope.WholeContext(text)
+	plaintext, err := r.withMessages(fam, data, v, func(k *seal.MessageKey) ([]byte, error) {
+		return do(k, nil, ciphertext, &c)
+	})
+	if errors.Is(err, seal.ErrOpen) {
 		return nil, ErrOpen
 	}
-	return plaintext, nil
+	return plaintext, err
 }
 
 // opening returns the version of data that id names, if it may open. A version of another key is not looked for.

@@ -228,7 +228,10 @@ func (m *Manager) sealUnderRoot(ctx context.Context, ref key.Ref, plaintext []by
 	if len(plaintext) > envelope.MaxPlaintext {
 		return "", nil, fmt.Errorf("plaintext of %d bytes, the limit is %d: %w", len(plaintext), envelope.MaxPlaintext, ErrTooLarge)
 	}
-	id, sealed, err := m.underRoot(ctx, ref, "", func(k *seal.MessageKey) ([]byte, error) { return k.SealDetached(nil, plaintext, text) })
+	c := envelope.WholeContext(text)
+	id, sealed, err := m.underRoot(ctx, ref, "", func(k *seal.MessageKey) ([]byte, error) {
+		return k.SealDetached(nil, plaintext, &c, m.epochs.mono())
+	})
 	if err != nil {
 		return "", nil, err
 	}
@@ -244,8 +247,9 @@ func (m *Manager) openUnderRoot(ctx context.Context, ref key.Ref, id key.ID, cip
 	if msg, err := envelope.ParseMessage(ciphertext); err != nil || msg.Attached {
 		return nil, fmt.Errorf("%w: it is not a detached keyhold message", ErrOpen)
 	}
+	c := envelope.WholeContext(text)
 	_, plaintext, err := m.underRoot(ctx, ref, id, func(k *seal.MessageKey) ([]byte, error) {
-		plaintext, err := k.OpenDetached(nil, ciphertext, text)
+		plaintext, err := k.OpenDetached(nil, ciphertext, &c)
 		if err != nil {
 			return nil, ErrOpen
 		}
