@@ -223,7 +223,7 @@ func TestKeysThatNobodyUsesAreClosed(t *testing.T) {
 		o, _ := w.Manager.cache.opened.get(headIDIn(t, w))
 		w.Manager.cache.mu.Unlock()
 		prefix := func() string { // stays while the key keeps what it seals with
-			ct, err := o.messages.SealDetached(nil, nil, new(envelope.Parts), 0)
+			ct, err := o.messages.SealDetached(nil, nil, &envelope.Parts{}, w.epochs.mono())
 			check(t, err)
 			return string(ct[:12])
 		}
