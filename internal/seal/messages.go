@@ -124,20 +124,20 @@ func (m *MessageKey) seal(dst, plaintext []byte, c *envelope.Parts, at time.Dura
 // changed one, with [ErrOpen]; a closed key is [ErrClosed]. It allocates nothing if dst has room for the plaintext and
 // the prefix is that of messages sealed here or opened before.
 func (m *MessageKey) Open(dst, ciphertext []byte, c *envelope.Parts) ([]byte, error) {
-	msg, err := envelope.ParseMessage(ciphertext)
-	if err != nil || !msg.Attached || msg.KID != m.kid {
+	sealed, ok := envelope.SealedAttached(ciphertext, &m.kid)
+	if !ok {
 		return nil, ErrOpen
 	}
-	return m.open(dst, ciphertext, msg.Sealed, c)
+	return m.open(dst, ciphertext, sealed, c)
 }
 
 // OpenDetached is [MessageKey.Open] for the detached form.
 func (m *MessageKey) OpenDetached(dst, ciphertext []byte, c *envelope.Parts) ([]byte, error) {
-	msg, err := envelope.ParseMessage(ciphertext)
-	if err != nil || msg.Attached {
+	sealed, ok := envelope.SealedDetached(ciphertext)
+	if !ok {
 		return nil, ErrOpen
 	}
-	return m.open(dst, ciphertext, msg.Sealed, c)
+	return m.open(dst, ciphertext, sealed, c)
 }
 
 func (m *MessageKey) open(dst, whole, sealed []byte, c *envelope.Parts) ([]byte, error) {
