@@ -51,8 +51,8 @@ func PartsOf(parts ...string) (Parts, error) {
 		return WholeContext(string(appendParts(make([]byte, 0, p.size), parts))), nil
 	}
 	// With copy, the compiler would have all strings on the heap.
-	for i, part := range parts {
-		p.few[i] = part
+	for i := range p.few[:p.n] {
+		p.few[i] = parts[i]
 	}
 	return p, nil
 }
