@@ -37,6 +37,39 @@ func TestCloseClosesTheKeys(t *testing.T) {
 	}
 }
 
+// A key that is dropped from the cache, and closed, after a call has found it there is opened again for that call.
+func TestKeyThatIsDroppedUnderACallIsOpenedAgain(t *testing.T) {
+	m := innerManager(t, memstore.New())
+	ctx := t.Context()
+	ct, err := m.Seal(ctx, inner, []byte("x"), AAD{})
+	check(t, err)
+	fam, err := m.committed().key(ctx, inner)
+	check(t, err)
+	data := &fam.Data[0]
+	for range 2 {
+		dropped := 0
+		var sealed []byte
+		out, err := m.committed().withMessages(&fam.Family, data, &data.Versions[0], func(k *seal.MessageKey) ([]byte, error) {
+			if dropped == 0 {
+				m.cache.dropIdle() // since it was used
+				m.cache.dropIdle()
+			}
+			dropped++
+			var err error
+			if sealed, err = k.Seal(nil, []byte("y"), new(envelope.Parts), 0); err != nil {
+				return nil, fmt.Errorf("seal: %w", err)
+			}
+			return k.Open(nil, ct, new(envelope.Parts))
+		})
+		if err != nil || string(out) != "x" || dropped != 2 {
+			t.Errorf("opens to %q, %v, in %d calls", out, err, dropped)
+		}
+		if pt, err := m.Open(ctx, inner, sealed, AAD{}); err != nil || string(pt) != "y" {
+			t.Errorf("what was sealed meanwhile opens to %q, %v", pt, err)
+		}
+	}
+}
+
 // Whatever goes wrong, no error holds a key or the plaintext.
 func TestNoErrorHoldsASecret(t *testing.T) {
 	s := memstore.New()
