@@ -2,7 +2,6 @@ package keyhold
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 
 	"keyhold.example/keyhold/internal/seal"
@@ -117,31 +116,15 @@ func (r reader) messages(fam *store.Family, data *store.Key, v *store.Version) (
 	return r.open(fam, data, v)
 }
 
-// withMessages has do seal or open with a data key version. One that was dropped from the cache since it was found there
-// is opened once more, for do alone.
-func (r reader) withMessages(
-	fam *store.Family, data *store.Key, v *store.Version, do func(*seal.MessageKey) ([]byte, error),
-) ([]byte, error) {
-	k, err := r.messages(fam, data, v)
+// ownMessages is messages for a version that was looked at already, in no cache.
+func (r reader) ownMessages(fam *store.Family, data *store.Key, v *store.Version) (opened, error) {
+	k, err := r.unwrap(fam, data, v)
 	if err != nil {
-		return nil, err
+		return opened{}, err
 	}
-	out, err := do(k.messages)
-	k.release()
-	if !errors.Is(err, seal.ErrClosed) {
-		return out, err
-	}
-	unwrapped, err := r.unwrap(fam, data, v)
-	if err != nil {
-		return nil, err
-	}
-	defer unwrapped.Close()
-	messages, err := unwrapped.Messages()
-	if err != nil {
-		return nil, fmt.Errorf("key version %s: %w", v.ID, err)
-	}
-	defer messages.Close()
-	return do(messages)
+	defer k.Close()
+	messages, err := k.Messages()
+	return opened{messages: messages}, err
 }
 
 // unwrap opens the wrapped key itself, whatever is in the cache of it. The caller closes what it gets.

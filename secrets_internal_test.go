@@ -28,11 +28,11 @@ func TestCloseClosesTheKeys(t *testing.T) {
 	if len(keys) != 1 {
 		t.Fatalf("%d keys in the cache", len(keys))
 	}
-	if _, err := keys[0].Open(nil, ct, new(envelope.Parts)); err != nil {
+	if _, err := keys[0].Open(nil, ct, &envelope.Parts{}); err != nil {
 		t.Errorf("before: %v", err)
 	}
 	check(t, m.Close())
-	if _, err := keys[0].Open(nil, ct, new(envelope.Parts)); err == nil {
+	if _, err := keys[0].Open(nil, ct, &envelope.Parts{}); err == nil {
 		t.Error("a key of a closed manager opens")
 	}
 }
