@@ -243,7 +243,8 @@ func TestConcurrentSealAndOpen(t *testing.T) {
 					t.Error(err)
 					return
 				}
-				if opened, err = forms[1].open(m, opened[:0], sealed, "context"); err != nil || !bytes.Equal(opened, plaintext) {
+				opened, err = forms[1].open(m, opened[:0], sealed, "context")
+				if err != nil || !bytes.Equal(opened, plaintext) {
 					t.Errorf("opens to %x, %v", opened, err)
 					return
 				}
