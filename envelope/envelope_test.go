@@ -145,7 +145,7 @@ func TestContextOfParts(t *testing.T) {
 	}
 }
 
-// However many parts there are, they are encoded as the tuple that they are, also when the slice that they came in is of
+// However many parts there are, they are encoded as the tuple that they are, also when the slice that they came in has
 // others by then.
 func TestPartsAreEncodedWhereTheyAreNeeded(t *testing.T) {
 	for n := range 9 {

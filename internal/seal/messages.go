@@ -46,8 +46,8 @@ func (m *MessageKey) Closed() bool { return m.sealing.Load() == &closedState }
 // again does nothing.
 func (m *MessageKey) Close() { CloseAll([]*MessageKey{m}) }
 
-// CloseAll closes many keys at the cost of closing one, which is a look at the whole cache of subkeys if any of them has
-// opened a message that another sealed.
+// CloseAll closes many keys at the cost of closing one, which is a look at the whole cache of subkeys if any of them
+// has opened a message of another prefix than its own.
 func CloseAll(keys []*MessageKey) {
 	cached := false
 	for _, m := range keys {
