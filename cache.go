@@ -97,13 +97,16 @@ func (c *cache) peek(ref key.Ref) (*snapshot, bool) {
 	return nil, false
 }
 
-// keepSnapshot keeps what was read after forgotten said so.
-func (c *cache) keepSnapshot(ref key.Ref, s *snapshot, forgotten uint64) {
+// keepSnapshot keeps what was read after forgotten said so, and says whether it did: not if this process changed
+// something since.
+func (c *cache) keepSnapshot(ref key.Ref, s *snapshot, forgotten uint64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.forgets == forgotten {
-		c.snapshots.put(ref, s)
+	if c.forgets != forgotten {
+		return false
 	}
+	c.snapshots.put(ref, s)
+	return true
 }
 
 // filling returns the reading of ref's key under the given epochs, and whether it is the caller who has to do it, and
