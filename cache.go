@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"keyhold.example/keyhold/internal/seal"
@@ -42,6 +43,9 @@ type cache struct {
 	fills     map[key.Ref]*filling    // under way
 	forgets   uint64                  // how often something was forgotten
 	work      chan struct{}           // told when there may be something for a sweep to do at once
+
+	// drops is how often the snapshot of a key was dropped, or is not to be used any more, unless for want of room.
+	drops atomic.Uint64
 }
 
 // filling is the reading of a key for all who need it.
@@ -85,6 +89,19 @@ func (c *cache) snapshot(ref key.Ref) (*snapshot, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.snapshots.get(ref)
+}
+
+// uses says whether what a key in use was found in is still kept, and it too, and that it is used.
+func (c *cache) uses(h *hotKey) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s, ok := c.snapshots.get(h.ref)
+	if !ok || s != h.snapshot {
+		return false
+	}
+	s.used.Store(true)
+	_, ok = c.opened.get(h.id)
+	return ok
 }
 
 // peek is snapshot, for who does not use the key.
@@ -134,12 +151,16 @@ func (c *cache) filled(ref key.Ref, f *filling, s *snapshot) {
 	case errors.Is(f.err, store.ErrUnavailable), errors.Is(f.err, context.Canceled), errors.Is(f.err, context.DeadlineExceeded):
 		// What is kept may be all that is left of the key.
 	case s == nil:
-		c.snapshots.drop(ref)
+		if _, ok := c.snapshots.get(ref); ok {
+			c.drops.Add(1)
+			c.snapshots.drop(ref)
+		}
 	case f.forgets == c.forgets:
 		c.snapshots.put(ref, s)
 	default:
 		// It is not to be used, but who asked for it may have sealed with it, and a failover may lose it.
 		if kept, ok := c.snapshots.get(ref); !ok || !kept.family.hasMore(&s.family) {
+			c.drops.Add(1)
 			c.snapshots.put(ref, s.toCompare())
 		}
 	}
@@ -156,6 +177,7 @@ func (c *cache) compare(ref key.Ref, read *family) {
 func (c *cache) compareLocked(ref key.Ref, read *family) {
 	if kept, ok := c.snapshots.get(ref); ok && (read.older || kept.family.hasMore(read)) {
 		c.lost.put(ref, kept)
+		c.drops.Add(1)
 		c.durable = newLRU[key.ID, struct{}](maxDurable) // the database did lose something
 		signal(c.work)
 	}
@@ -167,6 +189,7 @@ func (c *cache) forget(root key.ID, scope key.Scope) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.forgets++
+	c.drops.Add(1)
 	for ref, e := range c.snapshots.byKey {
 		kept := e.Value.(*entry[key.Ref, *snapshot])
 		if ref.Scope == scope || kept.value.family.Root.ID == root {
@@ -180,6 +203,7 @@ func (c *cache) forgetKey(id key.ID, ref key.Ref) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.forgets++
+	c.drops.Add(1)
 	if e, ok := c.snapshots.byKey[ref]; ok {
 		kept := e.Value.(*entry[key.Ref, *snapshot])
 		if kept.value.family.Data[0].ID == id {
@@ -223,7 +247,7 @@ func (c *cache) dropIdle() {
 		}
 	}
 	c.mu.Unlock()
-	seal.ForgetAll(keys)
+	seal.CloseAll(keys)
 }
 
 // toRefresh is at most so many of the kept keys that are to be read again before somebody has to wait for that, the
@@ -301,6 +325,7 @@ func (c *cache) dropOthers(ref key.Ref, root key.ID) bool {
 	s, ok := c.snapshots.get(ref)
 	if ok = ok && s.family.Root.ID != root; ok {
 		c.forgets++
+		c.drops.Add(1)
 		c.snapshots.drop(ref)
 	}
 	return ok
@@ -342,7 +367,7 @@ func (c *cache) keep(o opened) opened {
 	if dropped, ok := c.opened.put(o.row.ID, o); ok {
 		dropped.raw.Clear()
 		if dropped.messages != nil {
-			dropped.messages.Forget()
+			dropped.messages.Close()
 		}
 	}
 	return o

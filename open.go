@@ -104,7 +104,8 @@ func (r reader) anyParent(fam *store.Family, id key.ID) (*seal.Parent, error) {
 	return o.parent, nil
 }
 
-// messages returns a data key version for sealing and opening messages; to be released.
+// messages returns a data key version for sealing and opening messages; to be released. From the cache it may be closed
+// by now.
 func (r reader) messages(fam *store.Family, data *store.Key, v *store.Version) (opened, error) {
 	if v.Alg != key.Message {
 		return opened{}, fmt.Errorf("%s is of alg %v: %w", describe(data), v.Alg, ErrPurpose)
@@ -113,6 +114,17 @@ func (r reader) messages(fam *store.Family, data *store.Key, v *store.Version) (
 		return opened{}, err
 	}
 	return r.open(fam, data, v)
+}
+
+// ownMessages is messages for a version that was looked at already, in no cache.
+func (r reader) ownMessages(fam *store.Family, data *store.Key, v *store.Version) (opened, error) {
+	k, err := r.unwrap(fam, data, v)
+	if err != nil {
+		return opened{}, err
+	}
+	defer k.Close()
+	messages, err := k.Messages()
+	return opened{messages: messages}, err
 }
 
 // unwrap opens the wrapped key itself, whatever is in the cache of it. The caller closes what it gets.

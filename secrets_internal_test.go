@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"keyhold.example/keyhold/envelope"
 	"keyhold.example/keyhold/internal/seal"
 	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/store/faultstore"
@@ -27,11 +28,11 @@ func TestCloseClosesTheKeys(t *testing.T) {
 	if len(keys) != 1 {
 		t.Fatalf("%d keys in the cache", len(keys))
 	}
-	if _, err := keys[0].Open(nil, ct, ""); err != nil {
+	if _, err := keys[0].Open(nil, ct, &envelope.Parts{}); err != nil {
 		t.Errorf("before: %v", err)
 	}
 	check(t, m.Close())
-	if _, err := keys[0].Open(nil, ct, ""); err == nil {
+	if _, err := keys[0].Open(nil, ct, &envelope.Parts{}); err == nil {
 		t.Error("a key of a closed manager opens")
 	}
 }

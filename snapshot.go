@@ -53,6 +53,12 @@ func (s *snapshot) toCompare() *snapshot {
 	return c
 }
 
+// isOf says whether fam is the same state of the same key.
+func (s *snapshot) isOf(fam *family) bool {
+	root, data := &s.family.Root, &s.family.Data[0]
+	return root.ID == fam.Root.ID && root.Seq == fam.Root.Seq && data.ID == fam.Data[0].ID && data.Seq == fam.Data[0].Seq
+}
+
 func (s *snapshot) sameBucket(now *reading, id key.ID) bool {
 	b := store.Bucket(id)
 	return s.epochs.Keys[b] == now.Keys[b]
@@ -177,10 +183,7 @@ func headIDOf(fam *family) key.ID {
 // commit of this process's own was acknowledged that began when it had been read, which is when so many questions had
 // begun. Nothing is to be sealed with it before.
 func (r reader) durable(ctx context.Context, id key.ID, begun uint64) error {
-	if r.use != seals || r.tx || r.m.durability != Acknowledged {
-		return nil
-	}
-	if s := r.m.epochs.signed.Load(); s != nil && s.number > begun || r.m.cache.isDurable(id) {
+	if r.use != seals || r.tx || r.m.isDurable(id, begun) {
 		return nil
 	}
 	if err := r.m.epochs.acknowledged(ctx); err != nil {
@@ -188,6 +191,15 @@ func (r reader) durable(ctx context.Context, id key.ID, begun uint64) error {
 	}
 	r.m.cache.keepDurable(id)
 	return nil
+}
+
+// isDurable says whether durable has nothing to wait for.
+func (m *Manager) isDurable(id key.ID, begun uint64) bool {
+	if m.durability != Acknowledged {
+		return true
+	}
+	s := m.epochs.signed.Load()
+	return s != nil && s.number > begun || m.cache.isDurable(id)
 }
 
 // dataKeyWith reads ref's data key and the version of it that has the id, if that may open. Where what is kept says

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"keyhold.example/keyhold/envelope"
 	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/localroot"
 	"keyhold.example/keyhold/store"
@@ -222,7 +223,7 @@ func TestKeysThatNobodyUsesAreClosed(t *testing.T) {
 		o, _ := w.Manager.cache.opened.get(headIDIn(t, w))
 		w.Manager.cache.mu.Unlock()
 		prefix := func() string { // stays while the key keeps what it seals with
-			ct, err := o.messages.SealDetached(nil, nil, "")
+			ct, err := o.messages.SealDetached(nil, nil, &envelope.Parts{}, w.epochs.mono())
 			check(t, err)
 			return string(ct[:12])
 		}

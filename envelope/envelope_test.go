@@ -176,7 +176,7 @@ func TestParseMessage(t *testing.T) {
 	kid := key.KID{1, 2, 3}
 	body := bytes.Repeat([]byte{9}, envelope.NonceSize+envelope.TagSize+1)
 	attached := make([]byte, envelope.AttachedHeader)
-	envelope.PutAttachedHeader(attached, key.Message, kid)
+	envelope.PutAttachedHeader(attached, key.Message, &kid)
 	attached = append(attached, body...)
 	detached := make([]byte, envelope.DetachedHeader)
 	envelope.PutDetachedHeader(detached, key.Message)
@@ -224,9 +224,10 @@ func TestMessageAADIsATuple(t *testing.T) {
 	kid, context := key.KID{5, 6}, strings.Repeat("c", 70000)
 	for _, context := range []string{"", "users/42", context[:envelope.MaxContext]} {
 		header := make([]byte, envelope.AttachedHeader)
-		envelope.PutAttachedHeader(header, key.Message, kid)
+		envelope.PutAttachedHeader(header, key.Message, &kid)
 		want := envelope.Tuple("kh1/msg", header, []byte(context))
-		got := envelope.AppendMessageAAD(nil, key.Message, kid, context)
+		parts := envelope.WholeContext(context)
+		got := envelope.AppendMessageAAD(nil, key.Message, &kid, &parts)
 		if !bytes.Equal(got, want) {
 			t.Errorf("AAD with a context of %d bytes is %.60x, want %.60x", len(context), got, want)
 		}

@@ -41,7 +41,7 @@ func ParseMessage(b []byte) (Message, error) {
 }
 
 // PutAttachedHeader writes what an attached message begins with into the first [AttachedHeader] bytes of b.
-func PutAttachedHeader(b []byte, alg key.Alg, kid key.KID) {
+func PutAttachedHeader(b []byte, alg key.Alg, kid *key.KID) {
 	b[0], b[1] = attachedByte, byte(alg)
 	copy(b[2:AttachedHeader], kid[:])
 }
@@ -53,17 +53,18 @@ func PutDetachedHeader(b []byte, alg key.Alg) {
 
 // AppendMessageAAD appends what a message of either form is authenticated with (section 5): a tuple, written without
 // the detour of [AppendTuple], because every message needs one. The context has at most [MaxContext] bytes.
-func AppendMessageAAD(dst []byte, alg key.Alg, kid key.KID, context string) []byte {
-	dst = append(dst, byte(len(messageLabel)))
-	dst = append(dst, messageLabel...)
-	dst = append(dst, 2, 0, 0, 0, AttachedHeader, attachedByte, byte(alg))
+func AppendMessageAAD(dst []byte, alg key.Alg, kid *key.KID, context *Parts) []byte {
+	dst = append(dst, messageAAD...)
+	dst = append(dst, byte(alg))
 	dst = append(dst, kid[:]...)
-	n := len(context)
+	n := context.size
 	dst = append(dst, byte(n>>24), byte(n>>16), byte(n>>8), byte(n))
-	return append(dst, context...)
+	return context.Append(dst)
 }
 
-const messageLabel = "kh1/msg"
+// messageAAD is what the AAD of every message begins with: the label, that there are two fields, the length of the
+// first, and its first byte.
+const messageAAD = "\x07kh1/msg" + "\x02" + "\x00\x00\x00\x12" + "\xE1"
 
 // Sizes of the key inside a wrapped key (sections 3 and 4), in bytes.
 const (

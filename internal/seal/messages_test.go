@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"keyhold.example/keyhold/envelope"
 	"keyhold.example/keyhold/key"
@@ -20,8 +21,35 @@ type form struct {
 }
 
 var forms = []form{
-	{"attached", 58, (*MessageKey).Seal, (*MessageKey).Open},
-	{"detached", 42, (*MessageKey).SealDetached, (*MessageKey).OpenDetached},
+	{"attached", 58, sealWith((*MessageKey).Seal), openWith((*MessageKey).Open)},
+	{"detached", 42, sealWith((*MessageKey).SealDetached), openWith((*MessageKey).OpenDetached)},
+}
+
+// testTime is the time by a clock that follows that of a bubble.
+func testTime() time.Duration { return time.Duration(time.Now().UnixNano()) }
+
+func sealWith(
+	seal func(*MessageKey, []byte, []byte, *envelope.Parts, time.Duration) ([]byte, error),
+) func(m *MessageKey, dst, plaintext []byte, context string) ([]byte, error) {
+	return func(m *MessageKey, dst, plaintext []byte, context string) ([]byte, error) {
+		c := envelope.WholeContext(context)
+		return seal(m, dst, plaintext, &c, testTime())
+	}
+}
+
+func openWith(
+	open func(*MessageKey, []byte, []byte, *envelope.Parts) ([]byte, error),
+) func(m *MessageKey, dst, ciphertext []byte, context string) ([]byte, error) {
+	return func(m *MessageKey, dst, ciphertext []byte, context string) ([]byte, error) {
+		c := envelope.WholeContext(context)
+		return open(m, dst, ciphertext, &c)
+	}
+}
+
+// aadOf is the AAD of a message.
+func aadOf(m *MessageKey, context string) []byte {
+	c := envelope.WholeContext(context)
+	return envelope.AppendMessageAAD(nil, key.Message, &m.kid, &c)
 }
 
 func (f form) mustSeal(tb testing.TB, m *MessageKey, plaintext []byte, context string) []byte {
@@ -75,7 +103,7 @@ func TestLimitsOfMessages(t *testing.T) {
 			t.Errorf("%s with a longer context: %v", f.name, err)
 		}
 		// Sealed rightly, but by somebody who knows of no limit.
-		sealed = m.xaes.Seal(sealed[:f.overhead-40], large, *m.aad(""))
+		sealed = m.xaes.Seal(sealed[:f.overhead-40], large, aadOf(m, ""))
 		if _, err := f.open(m, nil, sealed, ""); !isErrOpen(err) {
 			t.Errorf("%s of a large ciphertext: %v", f.name, err)
 		}
@@ -160,12 +188,12 @@ func TestMessageOpensWithItsKeyAndFormAlone(t *testing.T) {
 	attached := forms[0].mustSeal(t, m, []byte("text"), "context")
 	detached := forms[1].mustSeal(t, m, []byte("text"), "context")
 	for name, open := range map[string]func() ([]byte, error){
-		"another key":           func() ([]byte, error) { return other.Open(nil, attached, "context") },
-		"another key, detached": func() ([]byte, error) { return other.OpenDetached(nil, detached, "context") },
-		"attached as detached":  func() ([]byte, error) { return m.OpenDetached(nil, attached, "context") },
-		"detached as attached":  func() ([]byte, error) { return m.Open(nil, detached, "context") },
-		"another context":       func() ([]byte, error) { return m.Open(nil, attached, "context ") },
-		"no context":            func() ([]byte, error) { return m.Open(nil, attached, "") },
+		"another key":           func() ([]byte, error) { return forms[0].open(other, nil, attached, "context") },
+		"another key, detached": func() ([]byte, error) { return forms[1].open(other, nil, detached, "context") },
+		"attached as detached":  func() ([]byte, error) { return forms[1].open(m, nil, attached, "context") },
+		"detached as attached":  func() ([]byte, error) { return forms[0].open(m, nil, detached, "context") },
+		"another context":       func() ([]byte, error) { return forms[0].open(m, nil, attached, "context ") },
+		"no context":            func() ([]byte, error) { return forms[0].open(m, nil, attached, "") },
 	} {
 		if _, err := open(); !isErrOpen(err) {
 			t.Errorf("%s: %v", name, err)
@@ -174,7 +202,7 @@ func TestMessageOpensWithItsKeyAndFormAlone(t *testing.T) {
 	// The AAD has the attached form's first byte in both, so either form can be made of the other.
 	kid := m.KID()
 	attached = append(append([]byte{0xE1, 1}, kid[:]...), detached[2:]...)
-	if got, err := m.Open(nil, attached, "context"); err != nil || string(got) != "text" {
+	if got, err := forms[0].open(m, nil, attached, "context"); err != nil || string(got) != "text" {
 		t.Errorf("detached with the key id put in: %q, %v", got, err)
 	}
 }
@@ -184,7 +212,7 @@ func TestFailedOpenInPlaceLeavesNoPlaintext(t *testing.T) {
 	plaintext := bytes.Repeat([]byte("plaintext "), 20)
 	sealed := forms[0].mustSeal(t, m, plaintext, "")
 	sealed[len(sealed)-1] ^= 1
-	if _, err := m.Open(sealed[:0], sealed, ""); !isErrOpen(err) {
+	if _, err := forms[0].open(m, sealed[:0], sealed, ""); !isErrOpen(err) {
 		t.Fatal(err)
 	}
 	if bytes.Contains(sealed, plaintext[:10]) {
@@ -209,10 +237,10 @@ func TestClosedMessageKeyRefuses(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer func() {
-			if _, err := f.seal(m, nil, nil, ""); err == nil {
-				t.Errorf("%s seals", f.name)
+			if _, err := f.seal(m, nil, nil, ""); err != ErrClosed {
+				t.Errorf("%s seals: %v", f.name, err)
 			}
-			if _, err := f.open(m, nil, sealed, ""); !isErrOpen(err) {
+			if _, err := f.open(m, nil, sealed, ""); err != ErrClosed {
 				t.Errorf("%s opens: %v", f.name, err)
 			}
 		}()
@@ -236,8 +264,8 @@ func TestHotCallsAllocateNothing(t *testing.T) {
 	plaintext, dst := make([]byte, 1024), make([]byte, 0, 2048)
 	sealed := forms[0].mustSeal(t, m, plaintext, "users/42")
 	for name, call := range map[string]func() error{
-		"seal": func() error { _, err := m.Seal(dst, plaintext, "users/42"); return err },
-		"open": func() error { _, err := m.Open(dst, sealed, "users/42"); return err },
+		"seal": func() error { _, err := forms[0].seal(m, dst, plaintext, "users/42"); return err },
+		"open": func() error { _, err := forms[0].open(m, dst, sealed, "users/42"); return err },
 	} {
 		if got := testing.AllocsPerRun(1000, func() {
 			if err := call(); err != nil {
@@ -248,7 +276,7 @@ func TestHotCallsAllocateNothing(t *testing.T) {
 		}
 	}
 	if got := testing.AllocsPerRun(1000, func() {
-		if _, err := m.Seal(nil, plaintext, "users/42"); err != nil {
+		if _, err := forms[0].seal(m, nil, plaintext, "users/42"); err != nil {
 			t.Fatal(err)
 		}
 	}); got >= 2 {
