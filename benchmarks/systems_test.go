@@ -109,8 +109,8 @@ func keyholdAppendWorker(ctx context.Context, m *keyhold.Manager) func([]byte) (
 		sealed, err := m.Seal(ctx, ref, plaintext, keyhold.Context(table, row))
 		dst := make([]byte, 0, len(sealed))
 		return worker{
-			seal: func() ([]byte, error) { return appendSeal(m)(ctx, dst, ref, plaintext, keyhold.Context(table, row)) },
-			open: func() ([]byte, error) { return appendOpen(m)(ctx, dst, ref, sealed, keyhold.Context(table, row)) },
+			seal: func() ([]byte, error) { return m.AppendSeal(ctx, dst, ref, plaintext, keyhold.Context(table, row)) },
+			open: func() ([]byte, error) { return m.AppendOpen(ctx, dst, ref, sealed, keyhold.Context(table, row)) },
 		}, err
 	}
 }

@@ -69,6 +69,8 @@ func nanoseconds(v float64) string {
 	return digits(v) + " ns"
 }
 
+func microseconds(v float64) string { return nanoseconds(1e3 * v) }
+
 // inUnit prints a metric of a benchmark as its unit asks for.
 func inUnit(v float64, unit string) string {
 	switch {

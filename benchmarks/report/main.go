@@ -80,6 +80,7 @@ func charts(r *results) map[string]string {
 	return map[string]string{
 		"seal.svg": systemsChart(r, "Seal").svg(),
 		"open.svg": systemsChart(r, "Open").svg(),
+		"flat.svg": flatChart(r).svg(),
 	}
 }
 

@@ -104,11 +104,36 @@ func systemsChart(r *results, op string) chart {
 		p := panel{title: bytes(float64(size))}
 		for _, system := range order {
 			name := fmt.Sprintf("%s/size=%d/system=%s", op, size, system)
-			if v, ok := r.center(name, "ns/op", 1); ok {
+			if v, ok := r.center(here, name, "ns/op", 1); ok {
 				p.bars = append(p.bars, bar{labels[system], v, nanoseconds(v), strings.HasPrefix(system, "keyhold")})
 			}
 		}
 		c.panels = append(c.panels, p)
+	}
+	return c
+}
+
+// flatChart shows what does not grow with the number of keys.
+func flatChart(r *results) chart {
+	c := chart{title: "What does not grow with the number of keys"}
+	for _, p := range []struct {
+		title, name, unit string
+		keys              []int
+		printed           func(float64) string
+	}{
+		{"finding the key that was used before", "HotLookup/keys=%d/same", "ns/op", []int{10, 100_000}, nanoseconds},
+		{"a sweep that finds nothing, PostgreSQL", "Sweep/postgres/keys=%d/due=0", "ns/op", []int{1000, 1_000_000}, nanoseconds},
+		{"rotating one of 1 000 due keys, PostgreSQL", "Sweep/postgres/keys=%d/due=1000", "us/key", []int{1000, 1_000_000}, microseconds},
+		{"a sweep that finds nothing, SQLite", "Sweep/sqlite/keys=%d/due=0", "ns/op", []int{1000, 1_000_000}, nanoseconds},
+		{"rotating one of 1 000 due keys, SQLite", "Sweep/sqlite/keys=%d/due=1000", "us/key", []int{1000, 1_000_000}, microseconds},
+	} {
+		next := panel{title: p.title}
+		for _, n := range p.keys {
+			if v, ok := r.center(".", fmt.Sprintf(p.name, n), p.unit, 0); ok {
+				next.bars = append(next.bars, bar{"with " + digits(float64(n)) + " keys", v, p.printed(v), true})
+			}
+		}
+		c.panels = append(c.panels, next)
 	}
 	return c
 }

@@ -14,6 +14,7 @@ import (
 
 // An id says which benchmark it was, and how it ran.
 type id struct {
+	dir   string // of its package, from the top of the repository: "." or "./benchmarks"
 	name  string // without "Benchmark", and without the number of cores at its end
 	cores int    // GOMAXPROCS
 	fips  bool   // GODEBUG=fips140=on
@@ -24,14 +25,11 @@ type results struct {
 	config map[string]string // the machine, the date and so on, as the last run has them
 	order  []id              // as they first came
 	values map[id]map[string][]float64
-	dir    map[string]string // where a benchmark is, from the top of the repository, by its name
 }
 
 // read takes what go test -bench printed, and fails where that has no benchmark, or one that cannot be read.
 func read(r io.Reader, name string) (*results, error) {
-	res := &results{
-		config: map[string]string{}, values: map[id]map[string][]float64{}, dir: map[string]string{},
-	}
+	res := &results{config: map[string]string{}, values: map[id]map[string][]float64{}}
 	in := benchfmt.NewReader(r, name)
 	var bad []error
 	for in.Scan() {
@@ -59,8 +57,10 @@ func (r *results) add(rec *benchfmt.Result) {
 			r.config[c.Key] = string(c.Value)
 		}
 	}
-	of := id{cores: 1, fips: rec.GetConfig("fips140") == "on"}
-	of.name = string(rec.Name)
+	of := id{
+		dir: "." + strings.TrimPrefix(rec.GetConfig("pkg"), module), name: string(rec.Name),
+		cores: 1, fips: rec.GetConfig("fips140") == "on",
+	}
 	if _, parts := rec.Name.Parts(); len(parts) > 0 {
 		last := string(parts[len(parts)-1])
 		if n, err := strconv.Atoi(strings.TrimPrefix(last, "-")); err == nil && strings.HasPrefix(last, "-") {
@@ -71,7 +71,6 @@ func (r *results) add(rec *benchfmt.Result) {
 		r.order = append(r.order, of)
 		r.values[of] = map[string][]float64{}
 	}
-	r.dir[of.name] = "." + strings.TrimPrefix(rec.GetConfig("pkg"), module)
 	for _, v := range rec.Values {
 		value, unit := v.Value, v.Unit
 		if v.OrigUnit != "" { // as it was printed, not in seconds
@@ -92,16 +91,16 @@ func (r *results) median(of id, unit string) (benchmath.Summary, bool) {
 	return benchmath.AssumeNothing.Summary(sample, 0.95), true
 }
 
-// center is the median with approved algorithms not asked for, on so many cores; 0 is the most that there was.
-func (r *results) center(name, unit string, cores int) (float64, bool) {
+// center is the median without FIPS mode, on so many cores; 0 is the most that there was.
+func (r *results) center(dir, name, unit string, cores int) (float64, bool) {
 	if cores == 0 {
 		for of := range r.values {
-			if of.name == name && !of.fips {
+			if of.dir == dir && of.name == name && !of.fips {
 				cores = max(cores, of.cores)
 			}
 		}
 	}
-	s, ok := r.median(id{name: name, cores: cores}, unit)
+	s, ok := r.median(id{dir, name, cores, false}, unit)
 	return s.Center, ok
 }
 

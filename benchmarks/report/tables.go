@@ -48,10 +48,13 @@ func promisesTable(r *results) string {
 				figure, kept = p.bound.printed(v), "**no**"
 			}
 		}
-		t.row(p.what, limit, figure, kept, "`"+p.command(r)+"`")
+		t.row(p.what, limit, figure, kept, "`"+p.command()+"`")
 	}
 	return t.String()
 }
+
+// here is where the systems are compared.
+const here = "./benchmarks"
 
 var sizes = []int{64, 1 << 10, 64 << 10}
 
@@ -68,11 +71,11 @@ func systemsTable(r *results, op string, fips bool) string {
 		row := []string{labels[system]}
 		for _, cores := range []int{1, 2} {
 			for _, size := range sizes {
-				of := id{fmt.Sprintf("%s/size=%d/system=%s", op, size, system), cores, fips}
+				of := id{here, fmt.Sprintf("%s/size=%d/system=%s", op, size, system), cores, fips}
 				row = append(row, r.cell(of, "ns/op"))
 			}
 		}
-		of := id{fmt.Sprintf("%s/size=1024/system=%s", op, system), 1, fips}
+		of := id{here, fmt.Sprintf("%s/size=1024/system=%s", op, system), 1, fips}
 		allocs := "not measured"
 		if n, ok := r.median(of, "allocs/op"); ok {
 			b, _ := r.median(of, "B/op")
@@ -100,9 +103,9 @@ func othersTable(r *results) string {
 	t := newTable("benchmark", "cores", "runs", "figures")
 	ids := slices.DeleteFunc(slices.Clone(r.order), func(of id) bool {
 		base, _, _ := strings.Cut(of.name, "/")
-		return r.dir[of.name] == "./benchmarks" && base != "Ratio"
+		return of.dir == here && base != "Ratio"
 	})
-	slices.SortStableFunc(ids, func(a, b id) int { return cmp.Compare(r.dir[a.name], r.dir[b.name]) })
+	slices.SortStableFunc(ids, func(a, b id) int { return cmp.Compare(a.dir, b.dir) })
 	for _, of := range ids {
 		var figures []string
 		runs := 0
@@ -110,7 +113,7 @@ func othersTable(r *results) string {
 			figures = append(figures, r.cell(of, unit))
 			runs = max(runs, len(r.values[of][unit]))
 		}
-		name := fmt.Sprintf("`%s` in `%s`", of.name, r.dir[of.name])
+		name := fmt.Sprintf("`%s` in `%s`", of.name, of.dir)
 		t.row(name, fmt.Sprint(of.cores), fmt.Sprint(runs), strings.Join(figures, ", "))
 	}
 	return t.String()
