@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"testing"
-	"time"
 )
 
 var sizes = []int{64, 1 << 10, 64 << 10}
@@ -66,94 +65,4 @@ func all(b *testing.B, op string) {
 			})
 		}
 	}
-}
-
-// BenchmarkRatio says how many times as long one system takes as another, as a metric named after both. The systems
-// take turns of a third of a millisecond, hundreds of them, and the ratio is that of their first deciles: what else
-// happens on the machine makes turns longer, and none shorter. An iteration is a round.
-func BenchmarkRatio(b *testing.B) {
-	systems := systems(b)
-	for _, op := range []string{"seal", "open"} {
-		for _, size := range sizes {
-			b.Run(fmt.Sprintf("op=%s/size=%d", op, size), func(b *testing.B) {
-				turns := make([]turn, len(systems))
-				for i, s := range systems {
-					w, err := s.worker(make([]byte, size))
-					must(b, err)
-					turns[i] = turn{name: s.name, do: w.do(op)}
-					must(b, turns[i].calibrate(time.Millisecond/3))
-				}
-				for first := 0; b.Loop(); first++ {
-					for i := range turns {
-						must(b, turns[(first+i)%len(turns)].take())
-					}
-				}
-				report(b, turns)
-			})
-		}
-	}
-}
-
-// compared are the pairs of which BenchmarkRatio says the ratio.
-var compared = [][2]string{
-	{"keyhold", "gcm"}, {"keyhold", "tink"}, {"keyhold", "kms-aead"}, {"keyhold", "xchacha"}, {"keyhold-append", "gcm-append"},
-}
-
-func report(b *testing.B, turns []turn) {
-	b.Helper()
-	for _, pair := range compared {
-		over, under := find(b, turns, pair[0]), find(b, turns, pair[1])
-		b.ReportMetric(quantile(over.perCall, 0.1)/quantile(under.perCall, 0.1), pair[0]+"/"+pair[1])
-	}
-	b.ReportMetric(0, "ns/op") // of a round, which says nothing
-}
-
-func find(b *testing.B, turns []turn, name string) turn {
-	b.Helper()
-	i := slices.IndexFunc(turns, func(t turn) bool { return t.name == name })
-	if i < 0 {
-		b.Fatalf("there is no system %q", name)
-	}
-	return turns[i]
-}
-
-// A turn is so many calls of one system in a row.
-type turn struct {
-	name    string
-	do      func() ([]byte, error)
-	calls   int
-	perCall []float64 // nanoseconds, of each turn taken
-}
-
-// calibrate finds out how many calls take so long.
-func (t *turn) calibrate(long time.Duration) error {
-	for t.calls = 1; ; t.calls *= 2 {
-		t.perCall = t.perCall[:0]
-		for range 3 {
-			if err := t.take(); err != nil {
-				return err
-			}
-		}
-		if one := quantile(t.perCall, 0.5); one*float64(t.calls) >= float64(long)/2 {
-			t.calls = max(1, int(float64(long)/one))
-			t.perCall = nil
-			return nil
-		}
-	}
-}
-
-func (t *turn) take() error {
-	from := time.Now()
-	for range t.calls {
-		if _, err := t.do(); err != nil {
-			return err
-		}
-	}
-	t.perCall = append(t.perCall, float64(time.Since(from))/float64(t.calls))
-	return nil
-}
-
-// quantile is the least value that such a part of them is not above.
-func quantile(of []float64, part float64) float64 {
-	return slices.Sorted(slices.Values(of))[int(part*float64(len(of)))]
 }

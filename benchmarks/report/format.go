@@ -11,6 +11,7 @@ import (
 var (
 	labels = map[string]string{
 		"gcm":            "GCM alone",
+		"gcm-less":       "GCM alone, less to authenticate",
 		"gcm-append":     "GCM alone, into a buffer",
 		"keyhold":        "keyhold",
 		"keyhold-append": "keyhold, into a buffer",
@@ -18,7 +19,7 @@ var (
 		"kms-aead":       "go-kms-wrapping aead",
 		"xchacha":        "XChaCha20-Poly1305",
 	}
-	order = []string{"gcm-append", "keyhold-append", "gcm", "keyhold", "tink", "kms-aead", "xchacha"}
+	order = []string{"gcm-append", "keyhold-append", "gcm", "keyhold", "gcm-less", "tink", "kms-aead", "xchacha"}
 )
 
 // digits prints v with three significant digits, and thousands set off.
