@@ -37,6 +37,44 @@ func TestCloseClosesTheKeys(t *testing.T) {
 	}
 }
 
+// A key that is closed since a call found it is opened again for that call, which may work in place.
+func TestKeyThatIsClosedUnderACallIsOpenedAgain(t *testing.T) {
+	m := innerManager(t, memstore.New())
+	ctx := t.Context()
+	ct, err := m.Seal(ctx, inner, []byte("x"), AAD{})
+	check(t, err)
+	id, detached, err := m.SealDetached(ctx, inner, []byte("y"), AAD{})
+	check(t, err)
+	for name, call := range map[string]func() ([]byte, error){
+		"seal": func() ([]byte, error) {
+			sealed, err := m.AppendSeal(ctx, nil, inner, []byte("seal"), AAD{})
+			if err != nil {
+				return nil, err
+			}
+			return m.Open(ctx, inner, sealed, AAD{})
+		},
+		"x": func() ([]byte, error) {
+			inPlace := bytes.Clone(ct)
+			return m.AppendOpen(ctx, inPlace[:0], inner, inPlace, AAD{})
+		},
+		"y": func() ([]byte, error) { return m.OpenDetached(ctx, inner, id, detached, AAD{}) },
+	} {
+		closed := 0
+		for _, e := range m.cache.opened.byKey {
+			if k := e.Value.(*entry[key.ID, opened]).value.messages; k != nil {
+				k.Close()
+				closed++
+			}
+		}
+		if closed != 1 {
+			t.Fatalf("%d keys in the cache", closed)
+		}
+		if got, err := call(); err != nil || string(got) != name {
+			t.Errorf("%s: %q, %v", name, got, err)
+		}
+	}
+}
+
 // Whatever goes wrong, no error holds a key or the plaintext.
 func TestNoErrorHoldsASecret(t *testing.T) {
 	s := memstore.New()

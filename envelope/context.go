@@ -1,10 +1,14 @@
 package envelope
 
-import "fmt"
+import (
+	"encoding/binary"
+	"fmt"
+	"strings"
+)
 
 const (
-	contextLabel = "kh1/context"
-	fewParts     = 4 // parts that Parts holds as they are
+	severalParts = "\x0bkh1/context" // what the encoding of several parts begins with: a tuple's label
+	fewParts     = 4                 // parts that Parts holds as they are
 )
 
 // Parts is a context (section 5) that is encoded where it is needed, so that up to four parts need no memory of their
@@ -35,7 +39,7 @@ func PartsOf(parts ...string) (Parts, error) {
 		}
 		p.size = len(parts[0])
 	default:
-		p.size = 2 + len(contextLabel)
+		p.size = len(severalParts) + 1
 		for _, part := range parts {
 			p.size += 4 + len(part)
 		}
@@ -43,9 +47,12 @@ func PartsOf(parts ...string) (Parts, error) {
 	if p.size > MaxContext {
 		return Parts{}, &TooLargeError{What: "context", Size: p.size, Limit: MaxContext}
 	}
-	if copy(p.few[:], parts) < p.n {
-		p.few = [fewParts]string{string(appendParts(make([]byte, 0, p.size), parts))}
-		p.n = 1
+	if p.n > fewParts {
+		return WholeContext(string(appendParts(make([]byte, 0, p.size), parts))), nil
+	}
+	// With copy, the compiler would have all strings on the heap.
+	for i := range p.few[:p.n] {
+		p.few[i] = parts[i]
 	}
 	return p, nil
 }
@@ -77,19 +84,17 @@ func (p *Parts) Append(dst []byte) []byte {
 }
 
 func appendParts(dst []byte, parts []string) []byte {
-	dst = append(dst, byte(len(contextLabel)))
-	dst = append(dst, contextLabel...)
+	dst = append(dst, severalParts...)
 	dst = append(dst, byte(len(parts)))
 	for _, part := range parts {
-		n := len(part)
-		dst = append(dst, byte(n>>24), byte(n>>16), byte(n>>8), byte(n))
+		dst = binary.BigEndian.AppendUint32(dst, uint32(len(part)))
 		dst = append(dst, part...)
 	}
 	return dst
 }
 
 func beginsLikeParts(s string) bool {
-	return len(s) > len(contextLabel) && s[0] == byte(len(contextLabel)) && s[1:1+len(contextLabel)] == contextLabel
+	return strings.HasPrefix(s, severalParts)
 }
 
 // ContextError says why parts make no context. It is the caller's input that must change.

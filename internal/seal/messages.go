@@ -46,8 +46,8 @@ func (m *MessageKey) Closed() bool { return m.sealing.Load() == &closedState }
 // again does nothing.
 func (m *MessageKey) Close() { CloseAll([]*MessageKey{m}) }
 
-// CloseAll closes many keys at the cost of closing one, which is a look at the whole cache of subkeys if any of them has
-// opened a message that another sealed.
+// CloseAll closes many keys at the cost of closing one, which is a look at the whole cache of subkeys if any of them
+// has opened a message of another prefix than its own.
 func CloseAll(keys []*MessageKey) {
 	cached := false
 	for _, m := range keys {
@@ -65,12 +65,12 @@ func CloseAll(keys []*MessageKey) {
 // nothing if dst has room for the message. dst and plaintext have to be in memory of their own, not on a stack, as for
 // every cipher.AEAD; c need not.
 //
-// at is the time by a monotonic clock of the caller's, the same one for all calls with one key; any origin will do. It
-// may be late by less than a second. It only says when the nonce prefix is too old to be kept, so that no clock is read
-// here.
+// at is the time by a monotonic clock of the caller's, the same one for all calls with one key; any origin will do. How
+// far it is off may differ by less than a second from call to call. It only says when the nonce prefix is too old to be
+// kept, so that no clock is read here.
 //
 // A plaintext longer than [envelope.MaxPlaintext] or a context longer than [envelope.MaxContext] is an
-// [*envelope.TooLargeError]; a closed key is [ErrClosed].
+// [*envelope.TooLargeError]; a closed key is [ErrClosed], and dst and plaintext are as they were.
 func (m *MessageKey) Seal(dst, plaintext []byte, c *envelope.Parts, at time.Duration) ([]byte, error) {
 	return m.seal(dst, plaintext, c, at, envelope.AttachedHeader)
 }
@@ -121,23 +121,23 @@ func (m *MessageKey) seal(dst, plaintext []byte, c *envelope.Parts, at time.Dura
 // Open appends the plaintext of a message in the attached form to dst, and returns the longer slice. ciphertext and the
 // capacity of dst must overlap exactly (ciphertext[:0] as dst) or not at all; of what is overwritten then, nothing is
 // left if it does not open. A message that names another key, is in the other form, or is too long is refused like a
-// changed one, with [ErrOpen]; a closed key is [ErrClosed]. It allocates nothing if dst has room for the plaintext and
-// the prefix is that of messages sealed here or opened before.
+// changed one, with [ErrOpen]; a closed key is [ErrClosed], and dst and ciphertext are as they were. It allocates
+// nothing if dst has room for the plaintext and the prefix is that of messages sealed here or opened before.
 func (m *MessageKey) Open(dst, ciphertext []byte, c *envelope.Parts) ([]byte, error) {
-	msg, err := envelope.ParseMessage(ciphertext)
-	if err != nil || !msg.Attached || msg.KID != m.kid {
+	sealed, ok := envelope.SealedAttached(ciphertext, &m.kid)
+	if !ok {
 		return nil, ErrOpen
 	}
-	return m.open(dst, ciphertext, msg.Sealed, c)
+	return m.open(dst, ciphertext, sealed, c)
 }
 
 // OpenDetached is [MessageKey.Open] for the detached form.
 func (m *MessageKey) OpenDetached(dst, ciphertext []byte, c *envelope.Parts) ([]byte, error) {
-	msg, err := envelope.ParseMessage(ciphertext)
-	if err != nil || msg.Attached {
+	sealed, ok := envelope.SealedDetached(ciphertext)
+	if !ok {
 		return nil, ErrOpen
 	}
-	return m.open(dst, ciphertext, msg.Sealed, c)
+	return m.open(dst, ciphertext, sealed, c)
 }
 
 func (m *MessageKey) open(dst, whole, sealed []byte, c *envelope.Parts) ([]byte, error) {

@@ -3,7 +3,6 @@ package seal
 import (
 	"bytes"
 	"errors"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -226,89 +225,4 @@ func TestOnlyKeysForMessagesSeal(t *testing.T) {
 			t.Errorf("%v: %v", k.Identity(), err)
 		}
 	}
-}
-
-func TestClosedMessageKeyRefuses(t *testing.T) {
-	m := testMessageKey(t)
-	for _, f := range forms {
-		sealed := f.mustSeal(t, m, []byte("text"), "")
-		m.sealing.Store(nil)
-		if _, err := f.open(m, nil, sealed, ""); err != nil {
-			t.Fatal(err)
-		}
-		defer func() {
-			if _, err := f.seal(m, nil, nil, ""); err != ErrClosed {
-				t.Errorf("%s seals: %v", f.name, err)
-			}
-			if _, err := f.open(m, nil, sealed, ""); err != ErrClosed {
-				t.Errorf("%s opens: %v", f.name, err)
-			}
-		}()
-	}
-	m.Close()
-	m.Close()
-	for i := range subkeys.sets {
-		for j := range subkeys.sets[i] {
-			if s := subkeys.sets[i][j].Load(); s != nil && s.owner == m {
-				t.Error("the cache still has a subkey of a closed key")
-			}
-		}
-	}
-}
-
-func TestHotCallsAllocateNothing(t *testing.T) {
-	if raceEnabled {
-		t.Skip("the race detector makes sync.Pool lose buffers at random, so that calls allocate")
-	}
-	m := testMessageKey(t)
-	plaintext, dst := make([]byte, 1024), make([]byte, 0, 2048)
-	sealed := forms[0].mustSeal(t, m, plaintext, "users/42")
-	for name, call := range map[string]func() error{
-		"seal": func() error { _, err := forms[0].seal(m, dst, plaintext, "users/42"); return err },
-		"open": func() error { _, err := forms[0].open(m, dst, sealed, "users/42"); return err },
-	} {
-		if got := testing.AllocsPerRun(1000, func() {
-			if err := call(); err != nil {
-				t.Fatal(err)
-			}
-		}); got >= 1 {
-			t.Errorf("%s allocates %v times", name, got)
-		}
-	}
-	if got := testing.AllocsPerRun(1000, func() {
-		if _, err := forms[0].seal(m, nil, plaintext, "users/42"); err != nil {
-			t.Fatal(err)
-		}
-	}); got >= 2 {
-		t.Errorf("sealing to a new slice allocates %v times, want the slice alone", got)
-	}
-}
-
-func TestMemoryOfKeyThatSealed(t *testing.T) {
-	const n = 2000
-	keys := make([]*Key, n)
-	messages := make([]*MessageKey, n)
-	used := func() uint64 {
-		runtime.GC()
-		runtime.GC()
-		var s runtime.MemStats
-		runtime.ReadMemStats(&s)
-		return s.HeapAlloc
-	}
-	before := used()
-	for i := range n {
-		keys[i] = newTestKey(t, key.Message)
-		var err error
-		if messages[i], err = keys[i].Messages(); err != nil {
-			t.Fatal(err)
-		}
-		forms[1].mustSeal(t, messages[i], []byte("text"), "context")
-	}
-	each := (used() - before) / n
-	t.Logf("%d bytes for each key", each)
-	if each > 2048 {
-		t.Errorf("a key that sealed once takes %d bytes, want at most 2048", each)
-	}
-	runtime.KeepAlive(keys)
-	runtime.KeepAlive(messages)
 }

@@ -14,7 +14,7 @@ import (
 const (
 	maxPrefixUnits = 1 << 16
 	unitBytes      = 1 << 18
-	maxPrefixAge   = 59 * time.Second // the time that callers say lags by up to maxLag
+	maxPrefixAge   = 59 * time.Second // how far the times that callers say are off differs by up to maxLag
 	maxLag         = time.Second
 
 	// maxBlock is how many units a scratch claims at most before they are needed. What it does not use is lost.
@@ -34,8 +34,8 @@ type prefixState struct {
 // closedState is what a closed key has in place of a prefix. It has no cipher.
 var closedState prefixState
 
-// young says whether s may be used at the given time. Another caller, who is late by less than maxLag, may have a time
-// from before s was born.
+// young says whether s may be used at the given time, which may be from before that for a caller who is later than the
+// one who made s. One from long before is of a clock that went back, and then the age of s is unknown.
 func (s *prefixState) young(at time.Duration) bool {
 	age := at - s.born
 	return age < maxPrefixAge && age > -maxLag

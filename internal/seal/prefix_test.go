@@ -195,6 +195,16 @@ func TestScratchClaimsWhatItNeeds(t *testing.T) {
 	if got := a.used.Load() - before; got < 1000 || got > 1000+maxBlock || changes > 1000/maxBlock+7 {
 		t.Errorf("1000 messages in a row claim %d units in %d steps", got, changes)
 	}
+	for run := range 100 {
+		a.used.Store(0)
+		w.take(b, 1)
+		for range run {
+			w.take(a, 1)
+		}
+		if got := int(a.used.Load()); got > 2*run {
+			t.Errorf("%d messages in a row claim %d units", run, got)
+		}
+	}
 }
 
 func TestKeysHaveDifferentPrefixes(t *testing.T) {
@@ -233,7 +243,8 @@ func TestConcurrentSealAndOpen(t *testing.T) {
 					t.Error(err)
 					return
 				}
-				if opened, err = forms[1].open(m, opened[:0], sealed, "context"); err != nil || !bytes.Equal(opened, plaintext) {
+				opened, err = forms[1].open(m, opened[:0], sealed, "context")
+				if err != nil || !bytes.Equal(opened, plaintext) {
 					t.Errorf("opens to %x, %v", opened, err)
 					return
 				}
