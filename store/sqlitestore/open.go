@@ -113,6 +113,8 @@ func dataSource(path string) (string, error) {
 			"foreign_keys(1)",
 			"secure_delete(1)",
 			"synchronous(full)",
+			"temp_store(memory)",
+			"cache_size(-32768)",
 		},
 	}
 	return (&url.URL{Scheme: "file", Path: path, RawQuery: query.Encode()}).String(), nil
