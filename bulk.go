@@ -19,7 +19,7 @@ const bulkScopes = 250
 // How long a transaction should take, and how many rows it may write.
 const (
 	paceTarget = 100 * time.Millisecond
-	paceFirst  = 500
+	paceFirst  = 100
 	paceLeast  = 50
 	paceMost   = 5000
 )
