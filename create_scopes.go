@@ -86,7 +86,7 @@ func (c *creation) prepare(ctx context.Context, scopes []key.Scope) (made madeSc
 }
 
 func (r reader) prepare(ctx context.Context, scopes []key.Scope) (made madeScopes, err error) {
-	families, err := r.m.store.Families(ctx, scopes)
+	families, _, err := r.m.store.Families(ctx, scopes)
 	if err != nil {
 		return made, err
 	}

@@ -259,7 +259,7 @@ func (m *Manager) rekeysTo(kid key.KID) error {
 // prepare reads some scopes, and makes their keys anew.
 func (w *moves) prepare(ctx context.Context, scopes []key.Scope) (moved movedScopes, err error) {
 	err = w.m.step(ctx, func(ctx context.Context) error {
-		families, err := w.m.store.Families(ctx, scopes)
+		families, _, err := w.m.store.Families(ctx, scopes)
 		if err != nil {
 			return err
 		}

@@ -93,7 +93,7 @@ type rewrapOf struct {
 func (w *rewraps) prepare(ctx context.Context, scopes []key.Scope) (all []rewrapOf, err error) {
 	r := w.m.committed()
 	err = w.m.step(ctx, func(ctx context.Context) error {
-		families, err := w.m.store.Families(ctx, scopes)
+		families, _, err := w.m.store.Families(ctx, scopes)
 		if err != nil {
 			return err
 		}
