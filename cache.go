@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"keyhold.example/keyhold/internal/seal"
@@ -39,18 +40,13 @@ type cache struct {
 	budgets   lru[key.ID, *budget]
 	durable   lru[key.ID, struct{}]   // versions that no failover loses
 	lost      lru[key.Ref, *snapshot] // of keys that the database has in an older state
-	fills     map[key.Ref]*filling    // under way
+	fills     map[any]*filling        // under way; by key.Ref, or by the id of a version
+	openings  map[key.ID]*oneOpening  // likewise
 	forgets   uint64                  // how often something was forgotten
 	work      chan struct{}           // told when there may be something for a sweep to do at once
-}
 
-// filling is the reading of a key for all who need it.
-type filling struct {
-	now     *reading      // the epochs that it is read under
-	forgets uint64        // of the cache, before
-	done    chan struct{} // closed when the rest is there
-	family  family
-	err     error
+	// drops is how often the snapshot of a key was dropped, or is not to be used any more, unless for want of room.
+	drops atomic.Uint64
 }
 
 // opened is a version whose wrapped key opened, as its row was then, with what it is ready for.
@@ -69,7 +65,7 @@ func (o *opened) same(v *store.Version) bool {
 }
 
 func newCache(limit int) *cache {
-	c := &cache{limit: limit, fills: map[key.Ref]*filling{}, work: make(chan struct{}, 1)}
+	c := &cache{limit: limit, fills: map[any]*filling{}, openings: map[key.ID]*oneOpening{}, work: make(chan struct{}, 1)}
 	c.empty()
 	return c
 }
@@ -87,6 +83,19 @@ func (c *cache) snapshot(ref key.Ref) (*snapshot, bool) {
 	return c.snapshots.get(ref)
 }
 
+// uses says whether what a key in use was found in is still kept, and it too, and that it is used.
+func (c *cache) uses(h *hotKey) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s, ok := c.snapshots.get(h.ref)
+	if !ok || s != h.snapshot {
+		return false
+	}
+	s.used.Store(true)
+	_, ok = c.opened.get(h.id)
+	return ok
+}
+
 // peek is snapshot, for who does not use the key.
 func (c *cache) peek(ref key.Ref) (*snapshot, bool) {
 	c.mu.Lock()
@@ -97,26 +106,16 @@ func (c *cache) peek(ref key.Ref) (*snapshot, bool) {
 	return nil, false
 }
 
-// keepSnapshot keeps what was read after forgotten said so.
-func (c *cache) keepSnapshot(ref key.Ref, s *snapshot, forgotten uint64) {
+// keepSnapshot keeps what was read after forgotten said so, and says whether it did: not if this process changed
+// something since.
+func (c *cache) keepSnapshot(ref key.Ref, s *snapshot, forgotten uint64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.forgets == forgotten {
-		c.snapshots.put(ref, s)
+	if c.forgets != forgotten {
+		return false
 	}
-}
-
-// filling returns the reading of ref's key under the given epochs, and whether it is the caller who has to do it, and
-// to end it with filled.
-func (c *cache) filling(ref key.Ref, now *reading) (f *filling, mine bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if f = c.fills[ref]; f != nil && f.now == now && f.forgets == c.forgets {
-		return f, false
-	}
-	f = &filling{now: now, forgets: c.forgets, done: make(chan struct{})}
-	c.fills[ref] = f
-	return f, true
+	c.snapshots.put(ref, s)
+	return true
 }
 
 // filled ends f, and keeps what was read; nil if there is nothing to keep. What this process changed meanwhile is not
@@ -134,12 +133,16 @@ func (c *cache) filled(ref key.Ref, f *filling, s *snapshot) {
 	case errors.Is(f.err, store.ErrUnavailable), errors.Is(f.err, context.Canceled), errors.Is(f.err, context.DeadlineExceeded):
 		// What is kept may be all that is left of the key.
 	case s == nil:
-		c.snapshots.drop(ref)
+		if _, ok := c.snapshots.get(ref); ok {
+			c.drops.Add(1)
+			c.snapshots.drop(ref)
+		}
 	case f.forgets == c.forgets:
 		c.snapshots.put(ref, s)
 	default:
 		// It is not to be used, but who asked for it may have sealed with it, and a failover may lose it.
 		if kept, ok := c.snapshots.get(ref); !ok || !kept.family.hasMore(&s.family) {
+			c.drops.Add(1)
 			c.snapshots.put(ref, s.toCompare())
 		}
 	}
@@ -156,6 +159,7 @@ func (c *cache) compare(ref key.Ref, read *family) {
 func (c *cache) compareLocked(ref key.Ref, read *family) {
 	if kept, ok := c.snapshots.get(ref); ok && (read.older || kept.family.hasMore(read)) {
 		c.lost.put(ref, kept)
+		c.drops.Add(1)
 		c.durable = newLRU[key.ID, struct{}](maxDurable) // the database did lose something
 		signal(c.work)
 	}
@@ -167,6 +171,7 @@ func (c *cache) forget(root key.ID, scope key.Scope) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.forgets++
+	c.drops.Add(1)
 	for ref, e := range c.snapshots.byKey {
 		kept := e.Value.(*entry[key.Ref, *snapshot])
 		if ref.Scope == scope || kept.value.family.Root.ID == root {
@@ -180,6 +185,7 @@ func (c *cache) forgetKey(id key.ID, ref key.Ref) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.forgets++
+	c.drops.Add(1)
 	if e, ok := c.snapshots.byKey[ref]; ok {
 		kept := e.Value.(*entry[key.Ref, *snapshot])
 		if kept.value.family.Data[0].ID == id {
@@ -223,7 +229,7 @@ func (c *cache) dropIdle() {
 		}
 	}
 	c.mu.Unlock()
-	seal.ForgetAll(keys)
+	seal.CloseAll(keys)
 }
 
 // toRefresh is at most so many of the kept keys that are to be read again before somebody has to wait for that, the
@@ -301,6 +307,7 @@ func (c *cache) dropOthers(ref key.Ref, root key.ID) bool {
 	s, ok := c.snapshots.get(ref)
 	if ok = ok && s.family.Root.ID != root; ok {
 		c.forgets++
+		c.drops.Add(1)
 		c.snapshots.drop(ref)
 	}
 	return ok
@@ -342,7 +349,7 @@ func (c *cache) keep(o opened) opened {
 	if dropped, ok := c.opened.put(o.row.ID, o); ok {
 		dropped.raw.Clear()
 		if dropped.messages != nil {
-			dropped.messages.Forget()
+			dropped.messages.Close()
 		}
 	}
 	return o

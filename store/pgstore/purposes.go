@@ -29,17 +29,15 @@ where r.scope_id > $3::text::{scope_type}
     and not exists (select 1 from {schema}{prefix}_data_key d where d.root_key_id = r.private_id and d.purpose = $2::text)
 order by r.scope_id limit $1::bigint`)
 
-	familiesQuery = family(`
+	familiesQuery = define(`with
 r as (select * from {schema}{prefix}_root_key where scope_id = any ($1::text[]::{scope_type}[])),
-d as (select d.* from r join {schema}{prefix}_data_key d on d.root_key_id = r.private_id)`, true)
-
-	keysQuery = family(`
-n as (select distinct scope::{scope_type} as scope_id, purpose from unnest($1::text[], $2::text[]) as n (scope, purpose)),
-r as (select r.* from (select distinct scope_id from n) n join {schema}{prefix}_root_key r on r.scope_id = n.scope_id),
-d as (
-    select d.* from n
-    join {schema}{prefix}_root_key r on r.scope_id = n.scope_id
-    join {schema}{prefix}_data_key d on d.root_key_id = r.private_id and d.purpose = n.purpose)`, true)
+d as (select d.* from r join {schema}{prefix}_data_key d on d.root_key_id = r.private_id)
+select 0, ''::text, ''::text, ''::text, floor(extract(epoch from statement_timestamp()))::bigint, 0::bigint,
+    coalesce((select seq from {schema}{prefix}_installation), 0), 0::bigint, 0::bigint,
+    (select inst from {schema}{prefix}_installation), null::bytea, null::bytea
+union all
+select 8, '', '', '', bucket, (sum(n) % 9223372036854775807)::bigint, 0, 0, 0, null, null, null
+from {schema}{prefix}_epoch group by bucket` + familyRows(true))
 )
 
 // Purposes implements [store.Store].
@@ -94,68 +92,29 @@ func (s *Store) WasDestroyed(ctx context.Context, id key.ID) (was bool, err erro
 }
 
 // Families implements [store.Store]. It takes one round trip.
-func (s *Store) Families(ctx context.Context, scopes []key.Scope) ([]store.Family, error) {
+func (s *Store) Families(ctx context.Context, scopes []key.Scope) ([]store.Family, store.Epochs, error) {
+	if len(scopes) > store.MaxFamilies {
+		return nil, store.Epochs{}, fmt.Errorf("read %d scopes: the limit is %d", len(scopes), store.MaxFamilies)
+	}
 	var args []string
 	for _, scope := range scopes {
 		arg, err := s.tables.scopeArg(scope)
 		if err != nil {
-			return nil, fmt.Errorf("read scope %q: %w", string(scope), err)
+			return nil, store.Epochs{}, fmt.Errorf("read scope %q: %w", string(scope), err)
 		}
 		args = append(args, arg)
 	}
 	var f rows.Families
+	var row rows.Row // one for all: there may be many
+	columns := row.Columns()
 	err := s.each(ctx, familiesQuery, []any{args}, func() { f = rows.Families{} }, func(scan func(...any) error) error {
-		var row rows.Row
-		if err := scan(row.Columns()...); err != nil {
+		if err := scan(columns...); err != nil {
 			return &rows.Error{Row: string(row.ID), Problem: err.Error()}
 		}
 		return f.Add(&row)
 	})
 	if err != nil {
-		return nil, s.tables.explain(ctx, "read scopes", err)
+		return nil, store.Epochs{}, s.tables.explain(ctx, "read scopes", err)
 	}
-	return f.Families(scopes), nil
-}
-
-// Keys implements [store.Store]. It takes one round trip.
-func (s *Store) Keys(ctx context.Context, refs []key.Ref) ([]store.Family, error) {
-	var scopes []key.Scope
-	var args, purposes []string
-	for _, ref := range refs {
-		arg, err := s.tables.scopeArg(ref.Scope)
-		if err != nil {
-			return nil, fmt.Errorf("read %v: %w", ref, err)
-		}
-		scopes, args, purposes = append(scopes, ref.Scope), append(args, arg), append(purposes, storable(string(ref.Purpose)))
-	}
-	var f rows.Families
-	var seq int64
-	err := s.each(ctx, keysQuery, []any{args, purposes}, func() { f = rows.Families{} }, func(scan func(...any) error) error {
-		var row rows.Row
-		if err := scan(row.Columns()...); err != nil {
-			return &rows.Error{Row: string(row.ID), Problem: err.Error()}
-		}
-		if row.Table == rows.Now {
-			seq = row.C
-		}
-		return f.Add(&row)
-	})
-	if err != nil {
-		return nil, s.tables.explain(ctx, "read keys", err)
-	}
-	found := map[key.Scope]store.Family{}
-	for _, fam := range f.Families(scopes) {
-		found[fam.Root.Scope] = fam
-	}
-	list := make([]store.Family, len(refs))
-	for i, ref := range refs {
-		fam := found[ref.Scope]
-		list[i] = store.Family{Now: fam.Now, Roots: uint64(seq), Root: fam.Root}
-		for n := range fam.Data {
-			if fam.Data[n].Purpose == ref.Purpose {
-				list[i].Data = fam.Data[n : n+1 : n+1]
-			}
-		}
-	}
-	return list, nil
+	return f.Families(scopes), f.Epochs, nil
 }

@@ -78,7 +78,7 @@ func tablesByPage(t *testing.T, s *Store) map[int]string {
 // looked for.
 func scans(t *testing.T, s *Store, text string, tables map[int]string) (list []string) {
 	t.Helper()
-	rows, err := s.DB().QueryContext(t.Context(), "explain "+text, slices.Repeat([]any{nil}, 12)...)
+	rows, err := s.DB().QueryContext(t.Context(), "explain "+text, slices.Repeat([]any{nil}, strings.Count(text, "?")+12)...)
 	must(t, err)
 	defer func() { must(t, rows.Close()) }()
 	open := map[int]string{} // by cursor
