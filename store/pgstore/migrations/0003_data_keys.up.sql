@@ -500,6 +500,8 @@ create table {schema}{prefix}_data_key_name (
         references {schema}{prefix}_root_key (private_id) on delete cascade
 );
 
+create index {prefix}_data_key_name_ik_kid_idx on {schema}{prefix}_data_key_name (ik_kid, root_key_id, purpose);
+
 create trigger {prefix}_data_key_name_immutable
 before update of root_key_id, purpose on {schema}{prefix}_data_key_name
 for each row
