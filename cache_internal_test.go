@@ -12,7 +12,9 @@ import (
 func TestWhatIsReadDuringAChangeIsKeptToCompare(t *testing.T) {
 	c := newCache(defaultCached)
 	with := func(versions ...store.Version) family {
-		return family{Family: store.Family{Root: store.Key{ID: "krk_a"}, Data: []store.Key{{ID: "kdk_a", Versions: versions}}}}
+		return family{Family: store.Family{
+			Root: store.Key{ID: "krk_a", Scope: inner.Scope}, Data: []store.Key{{ID: "kdk_a", Purpose: inner.Purpose, Versions: versions}},
+		}}
 	}
 	one, two := store.Version{ID: "kdkv_1", Number: 1, Alg: key.Message}, store.Version{ID: "kdkv_2", Number: 2, Alg: key.Message}
 	now := &reading{}
@@ -23,21 +25,23 @@ func TestWhatIsReadDuringAChangeIsKeptToCompare(t *testing.T) {
 		}
 		during()
 		f.family = read
-		c.filled(inner, f, &snapshot{family: read, epochs: now})
+		s := read.keep()
+		s.epochs = now
+		c.filled(inner, f, s)
 	}
 	change := func() { c.forgetKey("kdk_a", inner) }
 
 	fill(with(one), func() {})
 	fill(with(one, two), change)
 	kept, ok := c.snapshot(inner)
-	if !ok || len(kept.family.Data[0].Versions) != 2 {
+	if !ok || len(kept.family().Data[0].Versions) != 2 {
 		t.Fatal("what was read during a change is lost")
 	}
 	if kept.epochs != nil {
 		t.Error("what was read during a change is used without being read again")
 	}
 	fill(with(one), change) // an answer that comes late
-	if kept, _ = c.snapshot(inner); len(kept.family.Data[0].Versions) != 2 {
+	if kept, _ = c.snapshot(inner); len(kept.family().Data[0].Versions) != 2 {
 		t.Error("an older answer takes the place of a newer one")
 	}
 }

@@ -139,7 +139,8 @@ func (m *Manager) keepHot(before standing, ref Ref, asked Version, v *store.Vers
 		return
 	}
 	// The one that was read may have been another state of the key.
-	if its, ok := versionByID(&s.family.Data[0], v.ID); !ok || its.State != v.State || s.family.older {
+	kept := s.family()
+	if its, ok := versionByID(&kept.Data[0], v.ID); !ok || its.State != v.State {
 		return
 	}
 	until := min(now.reading.asked.mono+epochLife, s.read.mono+m.snapshotLife)
