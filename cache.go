@@ -40,21 +40,13 @@ type cache struct {
 	budgets   lru[key.ID, *budget]
 	durable   lru[key.ID, struct{}]   // versions that no failover loses
 	lost      lru[key.Ref, *snapshot] // of keys that the database has in an older state
-	fills     map[key.Ref]*filling    // under way
+	fills     map[any]*filling        // under way; by key.Ref, or by the id of a version
+	openings  map[key.ID]*oneOpening  // likewise
 	forgets   uint64                  // how often something was forgotten
 	work      chan struct{}           // told when there may be something for a sweep to do at once
 
 	// drops is how often the snapshot of a key was dropped, or is not to be used any more, unless for want of room.
 	drops atomic.Uint64
-}
-
-// filling is the reading of a key for all who need it.
-type filling struct {
-	now     *reading      // the epochs that it is read under
-	forgets uint64        // of the cache, before
-	done    chan struct{} // closed when the rest is there
-	family  family
-	err     error
 }
 
 // opened is a version whose wrapped key opened, as its row was then, with what it is ready for.
@@ -73,7 +65,7 @@ func (o *opened) same(v *store.Version) bool {
 }
 
 func newCache(limit int) *cache {
-	c := &cache{limit: limit, fills: map[key.Ref]*filling{}, work: make(chan struct{}, 1)}
+	c := &cache{limit: limit, fills: map[any]*filling{}, openings: map[key.ID]*oneOpening{}, work: make(chan struct{}, 1)}
 	c.empty()
 	return c
 }
@@ -114,26 +106,16 @@ func (c *cache) peek(ref key.Ref) (*snapshot, bool) {
 	return nil, false
 }
 
-// keepSnapshot keeps what was read after forgotten said so.
-func (c *cache) keepSnapshot(ref key.Ref, s *snapshot, forgotten uint64) {
+// keepSnapshot keeps what was read after forgotten said so, and says whether it did: not if this process changed
+// something since.
+func (c *cache) keepSnapshot(ref key.Ref, s *snapshot, forgotten uint64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.forgets == forgotten {
-		c.snapshots.put(ref, s)
+	if c.forgets != forgotten {
+		return false
 	}
-}
-
-// filling returns the reading of ref's key under the given epochs, and whether it is the caller who has to do it, and
-// to end it with filled.
-func (c *cache) filling(ref key.Ref, now *reading) (f *filling, mine bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if f = c.fills[ref]; f != nil && f.now == now && f.forgets == c.forgets {
-		return f, false
-	}
-	f = &filling{now: now, forgets: c.forgets, done: make(chan struct{})}
-	c.fills[ref] = f
-	return f, true
+	c.snapshots.put(ref, s)
+	return true
 }
 
 // filled ends f, and keeps what was read; nil if there is nothing to keep. What this process changed meanwhile is not

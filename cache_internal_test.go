@@ -17,7 +17,7 @@ func TestWhatIsReadDuringAChangeIsKeptToCompare(t *testing.T) {
 	one, two := store.Version{ID: "kdkv_1", Number: 1, Alg: key.Message}, store.Version{ID: "kdkv_2", Number: 2, Alg: key.Message}
 	now := &reading{}
 	fill := func(read family, during func()) {
-		f, mine := c.filling(inner, now)
+		f, mine := c.filling(inner, now, nil, func(*snapshot) bool { return false })
 		if !mine {
 			t.Fatal("somebody else reads it")
 		}

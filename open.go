@@ -27,6 +27,22 @@ func (r reader) open(fam *store.Family, k *store.Key, v *store.Version) (opened,
 	if o, ok := r.m.cache.find(v); ok {
 		return o, nil
 	}
+	if r.tx {
+		return r.openCold(parent, fam, k, v)
+	}
+	return r.m.cache.openOnce(v, func() (opened, error) {
+		o, err := r.openCold(parent, fam, k, v)
+		if err != nil {
+			return opened{}, err
+		}
+		o.row.Blob, o.row.Commit, o.row.IKKID = bytes.Clone(v.Blob), bytes.Clone(v.Commit), bytes.Clone(v.IKKID)
+		return r.m.cache.keep(o), nil
+	})
+}
+
+// openCold opens a version that is not at hand. The parent is that of a data key.
+func (r reader) openCold(parent *seal.Parent, fam *store.Family, k *store.Key, v *store.Version) (opened, error) {
+	var err error
 	if k.Kind == key.KEK {
 		parent, err = r.parentOf(fam, k, v)
 	}
@@ -51,11 +67,7 @@ func (r reader) open(fam *store.Family, k *store.Key, v *store.Version) (opened,
 	if err != nil {
 		return opened{}, fmt.Errorf("key version %s: %w", v.ID, err)
 	}
-	if r.tx {
-		return o, nil
-	}
-	o.row.Blob, o.row.Commit, o.row.IKKID = bytes.Clone(v.Blob), bytes.Clone(v.Commit), bytes.Clone(v.IKKID)
-	return r.m.cache.keep(o), nil
+	return o, nil
 }
 
 // release closes what open returned, unless it is in the cache, where others use it too.

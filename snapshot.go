@@ -117,21 +117,21 @@ func (r reader) snapshotOf(ctx context.Context, ref key.Ref) (family, *answer, e
 // fill reads ref's data key and keeps it. Of those who need it at the same time one reads for all who know the same
 // epochs.
 func (r reader) fill(ctx context.Context, ref key.Ref, now *reading, uses bool) (family, error) {
+	var f *filling
 	for {
-		f, mine := r.m.cache.filling(ref, now)
-		if mine {
+		var mine bool
+		if f, mine = r.m.cache.filling(ref, now, f, r.isFresh); mine {
 			return r.fillIn(ctx, f, ref, now, uses)
 		}
-		select {
-		case <-f.done:
-		case <-ctx.Done():
-			return family{}, store.ContextError(ctx)
-		}
-		// What the other's context ended is no answer for this caller.
-		if f.err == nil || !errors.Is(f.err, context.Canceled) && !errors.Is(f.err, context.DeadlineExceeded) {
-			return f.family, f.err
+		if fam, ok, err := f.wait(ctx); ok {
+			return fam, err
 		}
 	}
+}
+
+// isFresh says whether a snapshot may be used whose epochs are those of now.
+func (r reader) isFresh(s *snapshot) bool {
+	return s.ring == r.m.ring.changes.Load() && r.m.epochs.clock().since(s.read) < r.m.snapshotLife
 }
 
 func (r reader) fillIn(ctx context.Context, f *filling, ref key.Ref, now *reading, uses bool) (family, error) {
@@ -241,26 +241,59 @@ func (r reader) keyOfOpening(ctx context.Context, id key.ID) (family, *store.Ver
 		}
 		r.m.telemetry.misses.add()
 	}
-	began, forgotten, ring := r.m.epochs.clock(), r.m.cache.forgotten(), r.m.ring.changes.Load()
-	fam, err := r.coldVersion(ctx, id)
+	fam, err := r.keyOf(ctx, id, now.reading)
 	if err != nil {
 		return fam, nil, err
 	}
+	v, err := opening(&fam.Data[0], id)
+	return fam, v, err
+}
+
+// keyOf reads the data key that has the version with the given id, and keeps it, as fill does: one for all.
+func (r reader) keyOf(ctx context.Context, id key.ID, now *reading) (family, error) {
+	if !r.keeps {
+		return r.readKeyOf(ctx, id, nil)
+	}
+	var f *filling
+	kept := func(s *snapshot) bool {
+		_, err := opening(&s.family.Data[0], id)
+		return err == nil && r.isFresh(s)
+	}
+	for {
+		var mine bool
+		if f, mine = r.m.cache.filling(id, now, f, kept); mine {
+			f.err = context.Canceled // if the store panics
+			defer r.m.cache.endFilling(id, f)
+			f.family, f.err = r.readKeyOf(ctx, id, now)
+			return f.family, f.err
+		}
+		if fam, ok, err := f.wait(ctx); ok {
+			return fam, err
+		}
+	}
+}
+
+// readKeyOf keeps what it read if it is given epochs from before.
+func (r reader) readKeyOf(ctx context.Context, id key.ID, now *reading) (family, error) {
+	began, forgotten, ring := r.m.epochs.clock(), r.m.cache.forgotten(), r.m.ring.changes.Load()
+	fam, err := r.coldVersion(ctx, id)
+	if err != nil {
+		return fam, err
+	}
 	if len(fam.Data) != 1 {
-		return fam, nil, tampered(&fam.Root, "version "+string(id)+" is not one of its data keys'")
+		return fam, tampered(&fam.Root, "version "+string(id)+" is not one of its data keys'")
 	}
 	ref := key.Ref{Scope: fam.Root.Scope, Purpose: fam.Data[0].Purpose}
 	if !r.tx { // which may rightly see less
 		r.m.cache.compare(ref, &fam)
 	}
-	v, err := opening(&fam.Data[0], id)
-	if err == nil && r.keeps && !fam.older {
-		s := &snapshot{family: fam, epochs: now.reading, read: began, begun: r.m.epochs.begun.Load(), ring: ring}
+	if _, err := opening(&fam.Data[0], id); err == nil && now != nil && !fam.older {
+		s := &snapshot{family: fam, epochs: now, read: began, begun: r.m.epochs.begun.Load(), ring: ring}
 		s.used.Store(true)
 		r.m.cache.keepSnapshot(ref, s, forgotten)
 		r.m.cache.keepRef(id, ref)
 	}
-	return fam, v, err
+	return fam, nil
 }
 
 // keptOpening is the version with the given id, if its key is kept and may be used.
