@@ -6,6 +6,7 @@ import (
 	"hash/maphash"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"keyhold.example/keyhold/internal/seal"
@@ -40,11 +41,15 @@ type cache struct {
 	snapshots lru[key.Ref, *snapshot]
 	refs      lru[uint64, place] // of versions
 	budgets   lru[key.ID, *budget]
-	durable   lru[mark, mark]         // versions that no failover loses
-	lost      lru[key.Ref, *snapshot] // of keys that the database has in an older state
-	fills     map[key.Ref]*filling    // under way
-	forgets   uint64                  // how often something was forgotten
-	work      chan struct{}           // told when there may be something for a sweep to do at once
+	durable   lru[mark, mark]           // versions that no failover loses
+	lost      lru[key.Ref, *snapshot]   // of keys that the database has in an older state
+	fills     map[any]*filling          // under way; by key.Ref, or by the id of a version
+	openings  map[openedRow]*oneOpening // likewise
+	forgets   uint64                    // how often something was forgotten
+	work      chan struct{}             // told when there may be something for a sweep to do at once
+
+	// drops is how often the snapshot of a key was dropped, or is not to be used any more, unless for want of room.
+	drops atomic.Uint64
 }
 
 // The groups of the snapshots.
@@ -52,15 +57,6 @@ const (
 	ofScope = iota
 	ofRoot
 )
-
-// filling is the reading of a key for all who need it.
-type filling struct {
-	now     *reading      // the epochs that it is read under
-	forgets uint64        // of the cache, before
-	done    chan struct{} // closed when the rest is there
-	family  family
-	err     error
-}
 
 // mark stands for an id, in less room.
 type mark [16]byte
@@ -91,7 +87,7 @@ func (p place) key() uint64 { return p.version }
 func hashText[T ~string](s T) uint64 { return maphash.String(lruSeed, string(s)) }
 
 func newCache(limit int) *cache {
-	c := &cache{limit: limit, fills: map[key.Ref]*filling{}, work: make(chan struct{}, 1)}
+	c := &cache{limit: limit, fills: map[any]*filling{}, openings: map[openedRow]*oneOpening{}, work: make(chan struct{}, 1)}
 	c.empty()
 	return c
 }
@@ -115,6 +111,19 @@ func (c *cache) snapshot(ref key.Ref) (*snapshot, bool) {
 	return c.snapshots.get(ref)
 }
 
+// uses says whether what a key in use was found in is still kept, and it too, and that it is used.
+func (c *cache) uses(h *hotKey) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s, ok := c.snapshots.get(h.ref)
+	if !ok || s != h.snapshot {
+		return false
+	}
+	s.used.Store(true)
+	_, ok = c.opened.get(h.kid)
+	return ok
+}
+
 // peek is snapshot, for who does not use the key.
 func (c *cache) peek(ref key.Ref) (*snapshot, bool) {
 	c.mu.Lock()
@@ -122,26 +131,16 @@ func (c *cache) peek(ref key.Ref) (*snapshot, bool) {
 	return c.snapshots.peek(ref)
 }
 
-// keepSnapshot keeps what was read after forgotten said so.
-func (c *cache) keepSnapshot(s *snapshot, forgotten uint64) {
+// keepSnapshot keeps what was read after forgotten said so, and says whether it did: not if this process changed
+// something since.
+func (c *cache) keepSnapshot(s *snapshot, forgotten uint64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.forgets == forgotten {
-		c.snapshots.put(s)
+	if c.forgets != forgotten {
+		return false
 	}
-}
-
-// filling returns the reading of ref's key under the given epochs, and whether it is the caller who has to do it, and
-// to end it with filled.
-func (c *cache) filling(ref key.Ref, now *reading) (f *filling, mine bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if f = c.fills[ref]; f != nil && f.now == now && f.forgets == c.forgets {
-		return f, false
-	}
-	f = &filling{now: now, forgets: c.forgets, done: make(chan struct{})}
-	c.fills[ref] = f
-	return f, true
+	c.snapshots.put(s)
+	return true
 }
 
 // filled ends f, and keeps what was read; nil if there is nothing to keep. What this process changed meanwhile is not
@@ -159,12 +158,16 @@ func (c *cache) filled(ref key.Ref, f *filling, s *snapshot) {
 	case errors.Is(f.err, store.ErrUnavailable), errors.Is(f.err, context.Canceled), errors.Is(f.err, context.DeadlineExceeded):
 		// What is kept may be all that is left of the key.
 	case s == nil:
-		c.snapshots.drop(ref)
+		if _, ok := c.snapshots.get(ref); ok {
+			c.drops.Add(1)
+			c.snapshots.drop(ref)
+		}
 	case f.forgets == c.forgets:
 		c.snapshots.put(s)
 	default:
 		// It is not to be used, but who asked for it may have sealed with it, and a failover may lose it.
 		if kept, ok := c.snapshots.get(ref); !ok || !kept.hasMore(&f.family) {
+			c.drops.Add(1)
 			c.snapshots.put(s.toCompare())
 		}
 	}
@@ -181,6 +184,7 @@ func (c *cache) compare(ref key.Ref, read *family) {
 func (c *cache) compareLocked(ref key.Ref, read *family) {
 	if kept, ok := c.snapshots.get(ref); ok && (read.older || kept.hasMore(read)) {
 		c.lost.put(kept)
+		c.drops.Add(1)
 		c.forgetDurable() // the database did lose something
 		signal(c.work)
 	}
@@ -192,6 +196,7 @@ func (c *cache) forget(root key.ID, scope key.Scope) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.forgets++
+	c.drops.Add(1)
 	for n := range c.snapshots.inGroup(ofScope, hashText(scope)) {
 		if s, _ := c.snapshots.value(n); s.key().Scope == scope {
 			c.snapshots.replace(n, s.toCompare())
@@ -210,6 +215,7 @@ func (c *cache) forgetKey(id key.ID, ref key.Ref) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.forgets++
+	c.drops.Add(1)
 	n := c.snapshots.find(ref)
 	if s, ok := c.snapshots.value(n); ok {
 		if _, its := s.rows.ids(); its == id {
@@ -254,7 +260,7 @@ func (c *cache) dropIdle() {
 		}
 	}
 	c.mu.Unlock()
-	seal.ForgetAll(keys)
+	seal.CloseAll(keys)
 }
 
 // toRefresh is at most so many of the kept keys that are to be read again before somebody has to wait for that, the
@@ -341,6 +347,7 @@ func (c *cache) dropOthers(ref key.Ref, root key.ID) bool {
 		return false
 	}
 	c.forgets++
+	c.drops.Add(1)
 	c.snapshots.drop(ref)
 	return true
 }
@@ -350,6 +357,10 @@ func (c *cache) dropOthers(ref key.Ref, root key.ID) bool {
 func (c *cache) snapshotWith(id key.ID) (*snapshot, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	return c.snapshotWithLocked(id)
+}
+
+func (c *cache) snapshotWithLocked(id key.ID) (*snapshot, bool) {
 	p, ok := c.refs.get(hashText(id))
 	if !ok {
 		return nil, false
@@ -378,6 +389,10 @@ func (c *cache) openedOf(kind key.Kind) *lru[key.KID, openedKey] {
 func (c *cache) find(kind key.Kind, is openedRow) (opened, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	return c.findLocked(kind, is)
+}
+
+func (c *cache) findLocked(kind key.Kind, is openedRow) (opened, bool) {
 	o, ok := c.openedOf(kind).get(is.kid)
 	return opened{openedKey: o, kept: true}, ok && o.openedRow == is
 }
@@ -397,7 +412,7 @@ func (c *cache) keep(kind key.Kind, o openedKey) opened {
 	if dropped, ok := kept.put(o); ok {
 		dropped.raw.Clear()
 		if dropped.messages != nil {
-			dropped.messages.Forget()
+			dropped.messages.Close()
 		}
 	}
 	return opened{openedKey: o, kept: true}

@@ -19,15 +19,13 @@ func TestWhatIsReadDuringAChangeIsKeptToCompare(t *testing.T) {
 	one, two := store.Version{ID: "kdkv_1", Number: 1, Alg: key.Message}, store.Version{ID: "kdkv_2", Number: 2, Alg: key.Message}
 	now := &reading{}
 	fill := func(read family, during func()) {
-		f, mine := c.filling(inner, now)
+		f, mine := c.filling(inner, now, nil, func(*snapshot) bool { return false })
 		if !mine {
 			t.Fatal("somebody else reads it")
 		}
 		during()
 		f.family = read
-		s := read.keep()
-		s.epochs = now
-		c.filled(inner, f, s)
+		c.filled(inner, f, read.keep(now, instant{}, 0, 0))
 	}
 	change := func() { c.forgetKey("kdk_a", inner) }
 

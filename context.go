@@ -12,8 +12,8 @@ import (
 // makes it. The zero value is the empty context, which is to be chosen only where a ciphertext may be moved to any
 // other place of the same key.
 type AAD struct {
-	text string
-	err  error
+	parts envelope.Parts
+	err   error
 }
 
 // Context names what a plaintext belongs to, from the general to the particular: table, column, id of the row. One part
@@ -21,17 +21,17 @@ type AAD struct {
 // (too many or too long, 64 KiB in all; or one part that imitates the encoding of several) is an error of the call that
 // it is given to.
 func Context(parts ...string) AAD {
-	text, err := envelope.Context(parts...)
-	return AAD{text: text, err: err}
+	encoded, err := envelope.PartsOf(parts...)
+	return AAD{parts: encoded, err: err}
 }
 
-// value returns the bytes to authenticate.
-func (a AAD) value() (string, error) {
+// invalid is what is wrong with it, if anything is.
+func (a *AAD) invalid() error {
 	if a.err == nil {
-		return a.text, nil
+		return nil
 	}
 	if parts, ok := errors.AsType[*envelope.ContextError](a.err); ok {
-		return "", key.Invalid("context", "", parts.Reason)
+		return key.Invalid("context", "", parts.Reason)
 	}
-	return "", fmt.Errorf("%w: %w", ErrTooLarge, a.err)
+	return fmt.Errorf("%w: %w", ErrTooLarge, a.err)
 }

@@ -117,7 +117,7 @@ func TestTheCacheHoldsManyGoroutinesAtOnce(t *testing.T) {
 	ref := func(i int) Ref { return Ref{Scope: "s", Purpose: Purpose(fmt.Sprint("p", i%names))} }
 	of := func(ref Ref) *snapshot {
 		fam := family{Family: store.Family{Root: store.Key{Scope: ref.Scope}, Data: []store.Key{{Purpose: ref.Purpose}}}}
-		return fam.keep()
+		return fam.keep(nil, instant{}, 0, 0)
 	}
 	var wg sync.WaitGroup
 	for g := range goroutines {

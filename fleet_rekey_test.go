@@ -45,7 +45,7 @@ func (w *fleetWorld) try(t *testing.T, ik *seal.IK) (all keyTrial) {
 			break
 		}
 		after = scopes[len(scopes)-1]
-		families, err := w.store.Families(t.Context(), scopes)
+		families, _, err := w.store.Families(t.Context(), scopes)
 		must(t, err)
 		for i := range families {
 			root := &families[i].Root

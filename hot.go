@@ -2,18 +2,19 @@ package keyhold
 
 import (
 	"context"
-	"hash/maphash"
-	"sync"
 	"sync/atomic"
 	"time"
 
+	"keyhold.example/keyhold/internal/seal"
 	"keyhold.example/keyhold/internal/secret"
+	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/store"
 )
 
-// Raw keys that are in use are found without a lock, and without looking at their manifest again: what was found out by
-// the last look holds as long as nothing that it depended on has changed, which is a few words to compare, and at most
-// until the next question to the database.
+// Keys that are in use are found without a lock that readers share, and without looking at their manifest again: what
+// was found out by the last look holds as long as nothing that it depended on has changed, which is a few words to
+// compare. After each answer of the database a key goes on if its epoch is what it was, and its snapshot the one that
+// it was found in.
 
 // A look at a clock costs more than all the rest. So while keys are in use and Run is at work, it looks at the clocks
 // for all of them every tickEvery. A key goes on for so long when it should not any more, and as long as the process
@@ -67,174 +68,164 @@ func (m *Manager) tickLoop(ctx context.Context) error {
 	}
 }
 
-// hotRaw is a version of a raw key that may be used while the standing is the same. It never changes, but for when the
+// counts are how often something happened after which what is kept has to be looked at again.
+type counts struct {
+	changes, registered uint64 // of this process's own
+	ring                uint64 // of the installation keys
+	drops               uint64 // of what was kept of some key, unless for want of room
+}
+
+func (m *Manager) counts() counts {
+	return counts{m.epochs.changes.Load(), m.epochs.registered.Load(), m.ring.changes.Load(), m.cache.drops.Load()}
+}
+
+// standing is what is known now, as far as the use of kept keys depends on it. It never changes, but for when the
 // clocks were compared.
-type hotRaw struct {
-	hash     uint64
-	ref      Ref
-	asked    Version // the number that is asked for; 0 for the head
-	number   Version
-	material *secret.Shared
-
-	standing standing
-	until    time.Duration // by the monotonic clock
-	compared atomic.Int64  // when both clocks were, by the monotonic one
-}
-
-// standing is what is known now, as far as the use of a kept key depends on it.
 type standing struct {
-	reading             *reading
-	changes, registered uint64
-	ring                uint64
+	reading  *reading
+	counts   counts
+	until    [2]time.Duration // by use: when the database is to be asked again, by the monotonic clock
+	compared atomic.Int64     // when both clocks were, by the monotonic one
 }
 
-func (m *Manager) standing() standing {
+// stands returns what is known now, if kept keys may be used by it without a question to the database, and what the
+// monotonic clock shows, or a little later.
+func (m *Manager) stands(u use) (*standing, time.Duration) {
+	s := m.standing.Load()
 	// What the reading has to be newer than comes first.
-	s := standing{changes: m.epochs.changes.Load(), registered: m.epochs.registered.Load(), ring: m.ring.changes.Load()}
-	s.reading = m.epochs.known.Load()
-	return s
-}
-
-// usable says whether it may be used now.
-func (h *hotRaw) usable(m *Manager) bool {
-	if h.standing != m.standing() {
-		return false
+	if now := m.counts(); s == nil || s.counts != now || s.reading != m.epochs.known.Load() {
+		if s = m.newStanding(s, now); s == nil {
+			return nil, 0
+		}
 	}
 	if last := m.ticker.last.Load(); last != nil {
 		if !m.ticker.used.Load() { // a line that is only read stays with every core
 			m.ticker.used.Store(true)
 		}
-		if last.reading == h.standing.reading && last.mono+tickEvery < h.until {
-			return true
+		if at := last.mono + tickEvery; last.reading == s.reading && at < s.until[u] {
+			return s, at
 		}
 	} else if m.epochs.runs.Load() {
 		signal(m.ticker.wake)
 	}
 	now := m.epochs.mono()
-	if now >= h.until {
-		return false
+	if now >= s.until[u] {
+		return nil, 0
 	}
-	if now-time.Duration(h.compared.Load()) < recheck {
-		return true
+	if now-time.Duration(s.compared.Load()) < recheck {
+		return s, now
 	}
 	both := m.epochs.clock()
-	if both.since(h.standing.reading.asked) >= epochLife {
+	if both.since(s.reading.asked) >= epochLife {
+		return nil, 0
+	}
+	s.compared.Store(int64(both.mono))
+	return s, now
+}
+
+// newStanding takes the place of the one that was, for all; nil if what is known does not do.
+func (m *Manager) newStanding(was *standing, now counts) *standing {
+	e := m.epochs
+	s := &standing{reading: e.known.Load(), counts: now}
+	if m.strict || s.reading == nil || s.reading.changes < now.changes {
+		return nil
+	}
+	clock := e.clock()
+	if clock.since(s.reading.asked) >= epochLife {
+		return nil
+	}
+	s.until[opens] = s.reading.asked.mono + epochLife
+	if signed := e.signed.Load(); signed != nil && e.mayServe(s.reading) {
+		s.until[seals] = min(s.until[opens], signed.at.mono+e.lives[seals])
+	}
+	s.compared.Store(int64(clock.mono))
+	if !m.standing.CompareAndSwap(was, s) {
+		its := m.standing.Load()
+		if its.counts != now || its.reading != s.reading {
+			return nil
+		}
+		s = its
+	}
+	return s
+}
+
+// hotKey is a version of a data key that may be used while it stands. It never changes, but for that.
+type hotKey struct {
+	hotName
+	hash uint64
+
+	id       key.ID
+	number   Version
+	material *secret.Shared   // of a raw key
+	messages *seal.MessageKey // of a key for messages
+	budget   *budget          // of a head that may seal so many messages only
+	snapshot *snapshot        // in which it was found
+	until    time.Duration    // when that is to be read again, by the monotonic clock
+	standing atomic.Pointer[standing]
+}
+
+// use is what it may be used for.
+func (h *hotKey) use() use {
+	if h.what == headOfRef {
+		return seals
+	}
+	return opens
+}
+
+// gone says that the cache has dropped it.
+func (h *hotKey) gone() bool {
+	if h.messages != nil {
+		return h.messages.Closed()
+	}
+	return h.material.Cleared()
+}
+
+// hotKey returns what may be used now by that name, nil if there is nothing, and what the monotonic clock shows, or a
+// little later.
+func (m *Manager) hotKey(name *hotName) (*hotKey, time.Duration) {
+	h := m.hotKeys.find(name)
+	if h == nil {
+		return nil, 0
+	}
+	s, at := m.stands(h.use())
+	if s == nil || at >= h.until || h.standing.Load() != s && !m.goesOn(h, s) {
+		return nil, 0
+	}
+	m.telemetry.hits.add()
+	return h, at
+}
+
+// goesOn says whether a key may be used by what is known now, which is not what it was used by before.
+func (m *Manager) goesOn(h *hotKey, s *standing) bool {
+	u, clock := h.use(), m.epochs.clock()
+	if !m.cache.uses(h) || !m.maySeeAs(h.snapshot, s, u, clock) || u == seals && !m.isDurable(h.id, h.snapshot.begun) {
 		return false
 	}
-	h.compared.Store(int64(both.mono))
+	h.standing.Store(s)
 	return true
 }
 
-// keepHot keeps a version that was read and opened, if nothing has changed since the given standing and the key is one
-// that may be used without being read again.
-func (m *Manager) keepHot(before standing, ref Ref, asked Version, v *store.Version, material *secret.Shared) {
-	u, e := opens, m.epochs
-	if asked == 0 {
-		u = seals
-	}
-	now, clock := m.standing(), e.clock()
-	s, ok := m.cache.peek(ref)
-	if now != before || m.strict || !ok || now.reading == nil || now.reading.changes < now.changes ||
-		!s.valid(now.reading, u) || s.ring != now.ring || clock.since(now.reading.asked) >= epochLife {
+// maySeeAs says whether a snapshot may be used by what is known now.
+func (m *Manager) maySeeAs(snap *snapshot, s *standing, u use, now instant) bool {
+	return snap.valid(s.reading, u) && snap.ring == s.counts.ring && now.since(snap.read) < m.snapshotLife
+}
+
+// keepHot keeps a version that was read and opened since the given counts, for the next call, if nothing has changed
+// since and the key is one that may be used without being read again.
+func (m *Manager) keepHot(before counts, h *hotKey, fam *family, v *store.Version) {
+	u := h.use()
+	s, _ := m.stands(u)
+	if s == nil || s.counts != before {
 		return
 	}
+	clock := m.epochs.clock()
+	snap, ok := m.cache.peek(key.Ref{Scope: fam.Root.Scope, Purpose: fam.Data[0].Purpose})
 	// The one that was read may have been another state of the key.
-	kept := s.family()
-	if its, ok := versionByID(&kept.Data[0], v.ID); !ok || its.State != v.State {
+	if !ok || !snap.isOf(fam) || fam.older || !m.maySeeAs(snap, s, u, clock) || u == seals && !m.isDurable(v.ID, snap.begun) {
 		return
 	}
-	until := min(now.reading.asked.mono+epochLife, s.read.mono+m.snapshotLife)
-	if u == seals {
-		signed := e.signed.Load()
-		if signed == nil || !e.mayServe(now.reading) {
-			return
-		}
-		until = min(until, signed.at.mono+e.lives[seals])
-	}
-	h := &hotRaw{hash: hashOf(ref, asked), ref: ref, asked: asked, number: v.Number, material: material, standing: now, until: until}
-	h.compared.Store(int64(clock.mono))
-	m.hotRaws.put(h)
-}
-
-// hotRaws is a table that is read without a lock. What is in it may be of no use any more: who finds it, looks.
-type hotRaws struct {
-	slots atomic.Pointer[[]atomic.Pointer[hotRaw]] // a power of two of them, at most half of them used
-
-	mu   sync.Mutex // held by who changes it
-	used int
-}
-
-var hotSeed = maphash.MakeSeed()
-
-func hashOf(ref Ref, asked Version) uint64 {
-	return maphash.Comparable(hotSeed, ref) + uint64(asked)*0x9e3779b97f4a7c15 // neighbours in number are far apart
-}
-
-// find returns what may be used now for a version of ref's key, nil if there is nothing.
-func (t *hotRaws) find(ref Ref, asked Version, m *Manager) *hotRaw {
-	slots := t.slots.Load()
-	if slots == nil {
-		return nil
-	}
-	hash := hashOf(ref, asked)
-	mask := uint64(len(*slots) - 1)
-	for i := hash & mask; ; i = (i + 1) & mask {
-		h := (*slots)[i].Load()
-		if h == nil {
-			return nil
-		}
-		if h.hash == hash && h.asked == asked && h.ref == ref {
-			if h.usable(m) {
-				return h
-			}
-			return nil
-		}
-	}
-}
-
-func (t *hotRaws) put(h *hotRaw) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	slots := t.slots.Load()
-	if slots == nil || 2*(t.used+1) > len(*slots) {
-		slots = t.grow(slots, h.standing)
-	}
-	if t.insert(*slots, h) {
-		t.used++
-	}
-}
-
-// insert says whether it took an empty slot.
-func (*hotRaws) insert(slots []atomic.Pointer[hotRaw], h *hotRaw) bool {
-	mask := uint64(len(slots) - 1)
-	for i := h.hash & mask; ; i = (i + 1) & mask {
-		its := slots[i].Load()
-		if its == nil || its.hash == h.hash && its.asked == h.asked && its.ref == h.ref {
-			slots[i].Store(h)
-			return its == nil
-		}
-	}
-}
-
-// grow makes a table for those that can still be used, with room for as many again.
-func (t *hotRaws) grow(old *[]atomic.Pointer[hotRaw], now standing) *[]atomic.Pointer[hotRaw] {
-	var keep []*hotRaw
-	if old != nil {
-		for i := range *old {
-			if h := (*old)[i].Load(); h != nil && h.standing == now && !h.material.Cleared() {
-				keep = append(keep, h)
-			}
-		}
-	}
-	size := 64
-	for size < 4*(len(keep)+1) {
-		size *= 2
-	}
-	slots := make([]atomic.Pointer[hotRaw], size)
-	for _, h := range keep {
-		t.insert(slots, h)
-	}
-	t.used = len(keep)
-	t.slots.Store(&slots)
-	return &slots
+	h.hash, h.id, h.kid, h.number, h.snapshot = h.hotName.hash(), v.ID, key.KID(v.Commit), v.Number, snap
+	h.until = snap.read.mono + m.snapshotLife
+	h.standing.Store(s)
+	m.hotKeys.put(h)
 }

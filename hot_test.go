@@ -525,7 +525,8 @@ func TestCloseClearsRawKeys(t *testing.T) {
 			kept = append(kept, o.raw)
 		}
 	}
-	hot := m.hotRaws.find(innerRaw, 0, m)
+	name := rawName(innerRaw, 0)
+	hot := m.hotKeys.find(&name)
 	if len(kept) != 1 || hot == nil || hot.material != kept[0] {
 		t.Fatalf("%d are kept, and hot is another", len(kept))
 	}

@@ -11,6 +11,7 @@ import (
 	wrapping "github.com/hashicorp/go-kms-wrapping/v2"
 	"github.com/hashicorp/go-kms-wrapping/v2/aead"
 
+	"keyhold.example/keyhold/envelope"
 	"keyhold.example/keyhold/internal/seal"
 	"keyhold.example/keyhold/internal/secret"
 	"keyhold.example/keyhold/key"
@@ -34,7 +35,7 @@ func innerManager(t *testing.T, s store.Store) *Manager {
 	return m
 }
 
-func check(t *testing.T, err error) {
+func check(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -317,7 +318,7 @@ func TestCache(t *testing.T) {
 	}
 
 	c.clear()
-	if _, err := second.Seal(nil, nil, ""); err == nil {
+	if _, err := second.Seal(nil, nil, &envelope.Parts{}, 0); err == nil {
 		t.Error("a key that was dropped seals")
 	}
 }

@@ -34,7 +34,8 @@ type Manager struct {
 
 	telemetry telemetry
 	watch     watch
-	hotRaws   hotRaws
+	hotKeys   hotKeys
+	standing  atomic.Pointer[standing] // by which they are used
 	ticker    ticker
 
 	// What one goroutine tells another, once of many times.

@@ -21,9 +21,24 @@ func (r reader) open(fam *store.Family, k *store.Key, v *store.Version) (opened,
 	if o, ok := r.m.cache.find(k.Kind, is); ok {
 		return o, nil
 	}
+	if r.tx {
+		o, err := r.openCold(is, fam, k, v)
+		return opened{openedKey: o}, err
+	}
+	return r.m.cache.openOnce(k.Kind, is, func() (opened, error) {
+		o, err := r.openCold(is, fam, k, v)
+		if err != nil {
+			return opened{}, err
+		}
+		return r.m.cache.keep(k.Kind, o), nil
+	})
+}
+
+// openCold opens a version that is not at hand.
+func (r reader) openCold(is openedRow, fam *store.Family, k *store.Key, v *store.Version) (openedKey, error) {
 	unwrapped, err := r.unwrap(fam, k, v)
 	if err != nil {
-		return opened{}, err
+		return openedKey{}, err
 	}
 	defer unwrapped.Close()
 	o := openedKey{openedRow: is}
@@ -37,12 +52,9 @@ func (r reader) open(fam *store.Family, k *store.Key, v *store.Version) (opened,
 		o.messages, err = unwrapped.Messages()
 	}
 	if err != nil {
-		return opened{}, fmt.Errorf("key version %s: %w", v.ID, err)
+		return openedKey{}, fmt.Errorf("key version %s: %w", v.ID, err)
 	}
-	if r.tx {
-		return opened{openedKey: o}, nil
-	}
-	return r.m.cache.keep(k.Kind, o), nil
+	return o, nil
 }
 
 // openedRow tells the row of a version from any other, the row of what wraps it included: a version that is at hand
@@ -153,7 +165,8 @@ func (r reader) anyParent(fam *store.Family, id key.ID) (*seal.Parent, error) {
 	return o.parent, nil
 }
 
-// messages returns a data key version for sealing and opening messages; to be released.
+// messages returns a data key version for sealing and opening messages; to be released. From the cache it may be closed
+// by now.
 func (r reader) messages(fam *store.Family, data *store.Key, v *store.Version) (opened, error) {
 	if v.Alg != key.Message {
 		return opened{}, fmt.Errorf("%s is of alg %v: %w", describe(data), v.Alg, ErrPurpose)
@@ -162,6 +175,17 @@ func (r reader) messages(fam *store.Family, data *store.Key, v *store.Version) (
 		return opened{}, err
 	}
 	return r.open(fam, data, v)
+}
+
+// ownMessages is messages for a version that was looked at already, in no cache.
+func (r reader) ownMessages(fam *store.Family, data *store.Key, v *store.Version) (opened, error) {
+	k, err := r.unwrap(fam, data, v)
+	if err != nil {
+		return opened{}, err
+	}
+	defer k.Close()
+	messages, err := k.Messages()
+	return opened{openedKey: openedKey{messages: messages}}, err
 }
 
 // unwrap opens the wrapped key itself, whatever is in the cache of it. The caller closes what it gets.

@@ -92,7 +92,7 @@ func TestACommitThatNobodyAcknowledgesIsSaid(t *testing.T) {
 	}
 	s, root := open(""), newRoot(t)
 	all := changes(t, s, newManager(t, s, root))
-	before, err := s.Families(t.Context(), []key.Scope{tenant, "policy", "disabled", "behind", "unused", "new"})
+	before, _, err := s.Families(t.Context(), []key.Scope{tenant, "policy", "disabled", "behind", "unused", "new"})
 	must(t, err)
 	waits := open("&options=-c%20synchronous_commit%3Don&pool_max_conns=8")
 	var calls sync.WaitGroup
@@ -115,7 +115,7 @@ func TestACommitThatNobodyAcknowledgesIsSaid(t *testing.T) {
 		must(t, s.Pool().QueryRow(t.Context(), `select exists (select pg_cancel_backend(pid) from pg_stat_activity
 			where pid <> pg_backend_pid() and backend_xid is not null)`).Scan(&busy))
 	}
-	after, err := s.Families(t.Context(), []key.Scope{"new", tenant, "policy", "disabled", "behind"})
+	after, _, err := s.Families(t.Context(), []key.Scope{"new", tenant, "policy", "disabled", "behind"})
 	must(t, err)
 	if len(before) != 5 || len(after) != 5 {
 		t.Errorf("%d scopes before, %d afterwards", len(before), len(after))

@@ -22,7 +22,9 @@ func pack(fam *store.Family) packed {
 		p.number(uint64(len(s)))
 		p.b = append(p.b, s...)
 	}
-	p.number(fam.Epoch)
+	for _, n := range []uint64{fam.Epoch, root.Seq, data.Seq} {
+		p.number(n)
+	}
 	for _, n := range []int64{fam.Now, newestCreated(root), newestCreated(data)} {
 		p.signed(n)
 	}
@@ -82,9 +84,19 @@ func (p packed) epoch() uint64 {
 	return n
 }
 
+func (p packed) seqs() (root, data uint64) {
+	_, p = p.names().number()
+	root, p = p.number()
+	data, _ = p.number()
+	return root, data
+}
+
 // times are what the database's clock said when it was read, and when the newest versions of the keys were made.
 func (p packed) times() (now, root, data int64) {
-	_, p = p.names().number()
+	p = p.names()
+	for range 3 {
+		_, p = p.number()
+	}
 	now, p = p.signed()
 	root, p = p.signed()
 	data, _ = p.signed()
@@ -95,12 +107,12 @@ func (p packed) times() (now, root, data int64) {
 // to p.
 func (p packed) family() store.Family {
 	u := unpacker{whole: p, rest: p.names(), bytes: []byte(p)}
-	fam := store.Family{Epoch: u.number(), Now: u.signed()}
+	fam := store.Family{Epoch: u.number(), Data: make([]store.Key, 1)}
+	fam.Root.Seq, fam.Data[0].Seq, fam.Now = u.number(), u.number(), u.signed()
 	u.signed()
 	u.signed()
 	fam.Roots = u.number()
 	u.key(&fam.Root)
-	fam.Data = make([]store.Key, 1)
 	u.key(&fam.Data[0])
 	return fam
 }
@@ -123,13 +135,14 @@ func (p *packer) text(s []byte) {
 	p.b = append(p.b, s...)
 }
 
+// key appends what was not appended before.
 func (p *packer) key(k *store.Key) {
 	for _, s := range []string{string(k.ID), string(k.Kind), string(k.Scope), string(k.RootKeyID), string(k.Purpose), k.Generator} {
 		p.text([]byte(s))
 	}
 	p.text(k.IKKID)
 	p.text(k.MAC)
-	for _, n := range []uint64{k.Seq, uint64(k.Head), k.RotateEvery, k.MaxMessages} {
+	for _, n := range []uint64{uint64(k.Head), k.RotateEvery, k.MaxMessages} {
 		p.number(n)
 	}
 	p.signed(k.RotateAt)
@@ -202,7 +215,7 @@ func (u *unpacker) key(k *store.Key) {
 	k.ID, k.Kind, k.Scope = key.ID(u.text()), key.Kind(u.text()), key.Scope(u.text())
 	k.RootKeyID, k.Purpose, k.Generator = key.ID(u.text()), key.Purpose(u.text()), u.text()
 	k.IKKID, k.MAC = u.slice(), u.slice()
-	k.Seq, k.Head, k.RotateEvery, k.MaxMessages = u.number(), key.Version(u.number()), u.number(), u.number()
+	k.Head, k.RotateEvery, k.MaxMessages = key.Version(u.number()), u.number(), u.number()
 	k.RotateAt = u.signed()
 	if n := u.number(); n > 0 {
 		k.Versions = make([]store.Version, n)

@@ -311,7 +311,7 @@ func (w *fleetWorld) stored(t *testing.T) (in store.Installation, families []sto
 	t.Helper()
 	scopes, err := w.store.Scopes(t.Context(), "", 1000)
 	must(t, err)
-	families, err = w.store.Families(t.Context(), scopes)
+	families, _, err = w.store.Families(t.Context(), scopes)
 	must(t, err)
 	for i := range families {
 		families[i].Now = 0

@@ -52,9 +52,18 @@ func (m *Manager) RawVersion(ctx context.Context, ref Ref, n Version) ([]byte, e
 	return material, err
 }
 
+// rawName is what a version of a raw key is found by; of the number 0, the head.
+func rawName(ref Ref, n Version) hotName {
+	if n == 0 {
+		return hotName{what: headOfRef, ref: ref}
+	}
+	return hotName{what: numberOfRef, ref: ref, number: n}
+}
+
 // hotRaw returns a copy of what is at hand of a version, or, of the number 0, of the head.
 func (m *Manager) hotRaw(ref Ref, n Version) ([]byte, Version, bool) {
-	h := m.hotRaws.find(ref, n, m)
+	name := rawName(ref, n)
+	h, _ := m.hotKey(&name)
 	if h == nil {
 		return nil, 0, false
 	}
@@ -91,7 +100,7 @@ func (m *Manager) coldRaw(ctx context.Context, ref Ref, n Version, makes bool) (
 	r := m.hot(u)
 	r.makes = makes
 	for {
-		before := m.standing()
+		before := m.counts()
 		fam, v, err := r.rawVersion(ctx, ref, n)
 		if err != nil {
 			return nil, 0, err
@@ -104,7 +113,7 @@ func (m *Manager) coldRaw(ctx context.Context, ref Ref, n Version, makes bool) (
 			continue
 		}
 		if shared != nil {
-			m.keepHot(before, ref, n, v, shared)
+			m.keepHot(before, &hotKey{hotName: rawName(ref, n), material: shared}, &fam, v)
 		}
 		return material, v.Number, nil
 	}

@@ -304,7 +304,7 @@ func TestNoRawOperationShowsAKey(t *testing.T) {
 	show(m)
 	show(versions)
 	show(how)
-	if h := m.hotRaws.slots.Load(); h != nil {
+	if h := m.hotKeys.slots.Load(); h != nil {
 		show(*h)
 	}
 	for i, material := range append(made, brought) {

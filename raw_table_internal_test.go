@@ -13,51 +13,57 @@ func TestTheTableOfHotRawKeys(t *testing.T) {
 	shared := secret.NewShared([]byte("material"))
 	inTwo(t, func(t *testing.T, w *two) {
 		w.rawKeyed(t)
-		table := &hotRaws{}
-		put := func(r Ref, asked, number Version) *hotRaw {
-			h := &hotRaw{hash: hashOf(r, asked), ref: r, asked: asked, number: number, material: shared}
-			h.standing, h.until = w.standing(), 1<<62
-			h.compared.Store(int64(w.epochs.mono()))
+		table := &hotKeys{}
+		put := func(r Ref, asked, number Version) *hotKey {
+			h := &hotKey{hotName: rawName(r, asked), number: number, material: shared}
+			h.hash = h.hotName.hash()
 			table.put(h)
 			return h
 		}
+		find := func(r Ref, n Version) *hotKey {
+			name := rawName(r, n)
+			return table.find(&name)
+		}
 		for round := range 4 {
 			ref := func(i int) Ref { return Ref{Scope: "s", Purpose: Purpose(fmt.Sprint("n", round, "-", i))} }
-			kept := map[int]*hotRaw{}
+			kept := map[int]*hotKey{}
 			for i := range names {
 				kept[i] = put(ref(i), 0, Version(i))
 				if i%7 == 0 {
 					kept[i] = put(ref(i), 0, Version(i)) // once more
 				}
 			}
-			old := map[int]*hotRaw{}
+			old := map[int]*hotKey{}
 			for i := 1; i <= versions; i++ {
 				old[i] = put(ref(3), Version(i), Version(i))
 			}
 			for i := range names {
-				if table.find(ref(i), 0, w.Manager) != kept[i] {
+				if find(ref(i), 0) != kept[i] {
 					t.Fatalf("round %d: %v was not found", round, ref(i))
 				}
 			}
 			for i := 1; i <= versions; i++ {
-				if table.find(ref(3), Version(i), w.Manager) != old[i] {
+				if find(ref(3), Version(i)) != old[i] {
 					t.Fatalf("round %d: version %d was not found", round, i)
 				}
 			}
-			if table.find(ref(names), 0, w.Manager) != nil || table.find(ref(3), versions+1, w.Manager) != nil {
+			if find(ref(names), 0) != nil || find(ref(3), versions+1) != nil {
 				t.Error("what was never kept is found")
 			}
 			table.isSound(t, names+versions)
-			w.epochs.changed() // what is kept is of no use from now on
-			if table.find(ref(1), 0, w.Manager) != nil {
-				t.Error("what was kept before a change is found")
+			for _, h := range kept {
+				h.material = secret.NewShared(nil)
+				h.material.Clear()
+			}
+			for _, h := range old {
+				h.material = nil
 			}
 		}
 	})
 }
 
 // isSound asserts that a table for n has enough places, not too many, and what is in it near where it is looked for.
-func (h *hotRaws) isSound(t *testing.T, n int) {
+func (h *hotKeys) isSound(t *testing.T, n int) {
 	t.Helper()
 	slots := *h.slots.Load()
 	if len(slots) < 2*h.used || len(slots) > 8*n {
@@ -82,12 +88,12 @@ func (h *hotRaws) isSound(t *testing.T, n int) {
 func TestTheTableOfHotRawKeysForgetsWhatWasCleared(t *testing.T) {
 	inTwo(t, func(t *testing.T, w *two) {
 		w.rawKeyed(t)
-		table := &hotRaws{}
+		table := &hotKeys{}
 		for i := range 10_000 {
 			material := secret.NewShared([]byte("material"))
 			r := Ref{Scope: "s", Purpose: Purpose(fmt.Sprint(i))}
-			h := &hotRaw{hash: hashOf(r, 0), ref: r, number: 1, material: material}
-			h.standing, h.until = w.standing(), 1<<62
+			h := &hotKey{hotName: rawName(r, 0), number: 1, material: material}
+			h.hash = h.hotName.hash()
 			table.put(h)
 			if i >= 100 {
 				material.Clear()

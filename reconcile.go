@@ -95,7 +95,7 @@ func (m *Manager) reconcileBatch(
 	if err != nil || len(scopes) == 0 {
 		return 0, false, err
 	}
-	families, err := m.store.Families(ctx, scopes)
+	families, _, err := m.store.Families(ctx, scopes)
 	if err != nil {
 		return 0, false, err
 	}

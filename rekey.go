@@ -245,7 +245,7 @@ func (m *Manager) rekeysTo(kid key.KID) error {
 // moveBatch moves some scopes. What somebody changes at the same time is left for the next look.
 func (m *Manager) moveBatch(ctx context.Context, kid key.KID, scopes []key.Scope, broken *[]error) (n int, err error) {
 	err = m.step(ctx, func(ctx context.Context) error {
-		families, err := m.store.Families(ctx, scopes)
+		families, _, err := m.store.Families(ctx, scopes)
 		if err != nil {
 			return err
 		}

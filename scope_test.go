@@ -130,7 +130,7 @@ func TestRoundTrips(t *testing.T) {
 			defer m.Close()
 			scope := key.Scope(fmt.Sprint("strict is ", strict))
 			ref, cold := key.Ref{Scope: scope, Purpose: secrets}, key.Ref{Scope: scope, Purpose: session}
-			var ct []byte
+			var ct, another []byte
 			for _, step := range []struct {
 				name         string
 				want, strict int
@@ -141,10 +141,11 @@ func TestRoundTrips(t *testing.T) {
 				{"first seal", 2, 1, func() (err error) { ct, err = m.Seal(t.Context(), ref, nil, keyhold.AAD{}); return err }},
 				{"seal", 0, 1, func() (err error) { ct, err = m.Seal(t.Context(), ref, nil, keyhold.AAD{}); return err }},
 				{"open", 0, 1, func() error { _, err := m.Open(t.Context(), ref, ct, keyhold.AAD{}); return err }},
-				{"open any", 1, 1, func() error { _, _, err := m.OpenAny(t.Context(), ct, keyhold.AAD{}); return err }},
-				{"open any again", 0, 1, func() error { _, _, err := m.OpenAny(t.Context(), ct, keyhold.AAD{}); return err }},
+				{"open any", 0, 1, func() error { _, _, err := m.OpenAny(t.Context(), ct, keyhold.AAD{}); return err }},
 				{"wrapper", 0, 1, func() error { _, err := m.Wrapper(t.Context(), ref); return err }},
-				{"cold key", 1, 1, func() error { _, err := m.Seal(t.Context(), cold, nil, keyhold.AAD{}); return err }},
+				{"cold key", 1, 1, func() (err error) { another, err = m.Seal(t.Context(), cold, nil, keyhold.AAD{}); return err }},
+				{"open any that was not opened", 1, 1, func() error { _, _, err := m.OpenAny(t.Context(), another, keyhold.AAD{}); return err }},
+				{"open any again", 0, 1, func() error { _, _, err := m.OpenAny(t.Context(), another, keyhold.AAD{}); return err }},
 				{"list", 1, 1, func() error { _, err := m.Keys(t.Context(), scope); return err }},
 				{"rotate", 4, 4, func() error { _, err := m.Rotate(t.Context(), ref); return err }},
 				{"seal after rotating", 2, 1, func() error { _, err := m.Seal(t.Context(), ref, nil, keyhold.AAD{}); return err }},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"keyhold.example/keyhold/envelope"
 	"keyhold.example/keyhold/internal/seal"
@@ -15,7 +16,7 @@ import (
 // bytes longer than the plaintext. It belongs to the caller; plaintext may be nil, and is not kept.
 //
 // It takes no round trip where the key was used before, one where it was not, and one besides for all calls within 5 s;
-// see [Config.Strict].
+// see [Config.Strict]. Where the key is in use it waits for nobody, and allocates the result alone.
 //
 // Errors: [ErrNotFound] for an unknown scope or purpose; [ErrPurpose]; [ErrTooLarge]; [*InvalidError] for a malformed
 // name; [ErrUsedUp] if the key's policy limits its messages, and there are none left; [ErrRolledBack];
@@ -23,14 +24,31 @@ import (
 // with [ErrStale] if the database has been away for [Config.SealFor], and with ErrUsedUp if only this process's part of
 // the messages is used up.
 func (m *Manager) Seal(ctx context.Context, ref key.Ref, plaintext []byte, aad AAD) ([]byte, error) {
-	_, sealed, err := m.seal(ctx, m.hot(seals), ref, plaintext, aad, (*seal.MessageKey).Seal)
+	return m.AppendSeal(ctx, nil, ref, plaintext, aad)
+}
+
+// AppendSeal is [Manager.Seal] that appends to dst, and returns the longer slice: with room for the result in dst it
+// allocates nothing where the key is in use. plaintext and the capacity of dst must overlap exactly (plaintext[:0] as
+// dst) or not at all. After an error the result is nil, and what dst had is as it was.
+func (m *Manager) AppendSeal(ctx context.Context, dst []byte, ref key.Ref, plaintext []byte, aad AAD) ([]byte, error) {
+	if h, at := m.hotSealing(ref, plaintext, &aad); h != nil {
+		if sealed, err := h.messages.Seal(dst, plaintext, &aad.parts, at); err == nil {
+			return sealed, nil
+		}
+	}
+	_, sealed, err := m.seal(ctx, m.hot(seals), dst, ref, plaintext, aad, false)
 	return sealed, err
 }
 
 // SealDetached is [Manager.Seal] for ciphertext in a table: the key version's id comes by itself, for a column that
 // references kms_data_key_version(private_id), and the ciphertext is only 42 bytes longer than the plaintext.
 func (m *Manager) SealDetached(ctx context.Context, ref key.Ref, plaintext []byte, aad AAD) (key.ID, []byte, error) {
-	return m.seal(ctx, m.hot(seals), ref, plaintext, aad, (*seal.MessageKey).SealDetached)
+	if h, at := m.hotSealing(ref, plaintext, &aad); h != nil {
+		if sealed, err := h.messages.SealDetached(nil, plaintext, &aad.parts, at); err == nil {
+			return h.id, sealed, nil
+		}
+	}
+	return m.seal(ctx, m.hot(seals), nil, ref, plaintext, aad, true)
 }
 
 // SealTx is [Manager.Seal] with the keys that the application's transaction sees, which it may have made itself. What
@@ -38,21 +56,33 @@ func (m *Manager) SealDetached(ctx context.Context, ref key.Ref, plaintext []byt
 // [ErrRolledBack]. Of a key with a limit it takes a message that this process has, which counts in any case, or else
 // one in the transaction. After [ErrUnavailable] and [ErrUnknownOutcome] that has to be rolled back.
 func (m *Manager) SealTx(ctx context.Context, tx store.Tx, ref key.Ref, plaintext []byte, aad AAD) ([]byte, error) {
-	_, sealed, err := m.seal(ctx, m.inside(tx), ref, plaintext, aad, (*seal.MessageKey).Seal)
+	_, sealed, err := m.seal(ctx, m.inside(tx), nil, ref, plaintext, aad, false)
 	return sealed, err
 }
 
 // SealDetachedTx is [Manager.SealDetached] with the keys that the application's transaction sees; see [Manager.SealTx].
 func (m *Manager) SealDetachedTx(ctx context.Context, tx store.Tx, ref key.Ref, plaintext []byte, aad AAD) (key.ID, []byte, error) {
-	return m.seal(ctx, m.inside(tx), ref, plaintext, aad, (*seal.MessageKey).SealDetached)
+	return m.seal(ctx, m.inside(tx), nil, ref, plaintext, aad, true)
 }
 
-type sealFunc func(k *seal.MessageKey, dst, plaintext []byte, context string) ([]byte, error)
+// hotSealing returns the head of ref's key, if it is in use and may seal one message more, which it takes.
+func (m *Manager) hotSealing(ref key.Ref, plaintext []byte, aad *AAD) (*hotKey, time.Duration) {
+	if aad.err != nil || len(plaintext) > envelope.MaxPlaintext {
+		return nil, 0
+	}
+	name := hotName{what: headOfRef, ref: ref}
+	h, at := m.hotKey(&name)
+	if h == nil || h.messages == nil || h.budget != nil && !h.budget.shards[anyShard()].take() {
+		return nil, 0
+	}
+	return h, at
+}
 
+// seal appends to dst, and says what it sealed with. It does not keep dst or plaintext.
 func (m *Manager) seal(
-	ctx context.Context, r reader, ref key.Ref, plaintext []byte, aad AAD, do sealFunc,
+	ctx context.Context, r reader, dst []byte, ref key.Ref, plaintext []byte, aad AAD, detached bool,
 ) (key.ID, []byte, error) {
-	id, sealed, err := m.trySeal(ctx, r, ref, plaintext, aad, do)
+	id, sealed, err := m.trySeal(ctx, r, dst, ref, plaintext, aad, detached)
 	if err != nil {
 		m.telemetry.refused(ctx, "seal", ref.Purpose, err)
 	}
@@ -60,11 +90,10 @@ func (m *Manager) seal(
 }
 
 func (m *Manager) trySeal(
-	ctx context.Context, r reader, ref key.Ref, plaintext []byte, aad AAD, do sealFunc,
+	ctx context.Context, r reader, dst []byte, ref key.Ref, plaintext []byte, aad AAD, detached bool,
 ) (key.ID, []byte, error) {
-	text, err := aad.value()
-	if err != nil {
-		return "", nil, err
+	if aad.err != nil {
+		return "", nil, aad.invalid()
 	}
 	if len(plaintext) > envelope.MaxPlaintext {
 		return "", nil, fmt.Errorf("plaintext of %d bytes, the limit is %d: %w", len(plaintext), envelope.MaxPlaintext, ErrTooLarge)
@@ -74,6 +103,7 @@ func (m *Manager) trySeal(
 		return "", nil, err
 	}
 	defer end()
+	before := m.counts()
 	fam, head, err := r.sealingKey(ctx, ref)
 	if err != nil {
 		return "", nil, err
@@ -82,12 +112,32 @@ func (m *Manager) trySeal(
 	if err != nil {
 		return "", nil, err
 	}
-	defer k.release()
-	sealed, err := do(k.messages, nil, plaintext, text)
+	sealed, err := k.seal(dst, plaintext, &aad, m.epochs.mono(), detached)
+	if errors.Is(err, seal.ErrClosed) { // it was dropped from the cache just now
+		if k, err = r.ownMessages(&fam.Family, &fam.Data[0], head); err != nil {
+			return "", nil, err
+		}
+		sealed, err = k.seal(dst, plaintext, &aad, m.epochs.mono(), detached)
+	}
+	k.release()
 	if err != nil {
 		return "", nil, fmt.Errorf("seal with %s: %w", head.ID, err)
 	}
+	if k.kept && r.keeps {
+		h := &hotKey{hotName: hotName{what: headOfRef, ref: ref}, messages: k.messages}
+		if fam.Data[0].MaxMessages > 0 {
+			h.budget = m.cache.budget(head.ID)
+		}
+		m.keepHot(before, h, &fam, head)
+	}
 	return head.ID, sealed, nil
+}
+
+func (o *opened) seal(dst, plaintext []byte, aad *AAD, at time.Duration, detached bool) ([]byte, error) {
+	if detached {
+		return o.messages.SealDetached(dst, plaintext, &aad.parts, at)
+	}
+	return o.messages.Seal(dst, plaintext, &aad.parts, at)
 }
 
 // sealingKey reads the data key that seals, and its head, which may seal one message more. Where it may not, because it
@@ -118,207 +168,4 @@ func (r reader) sealingHead(ctx context.Context, ref key.Ref) (fam family, head 
 		return fam, head, kept, err
 	}
 	return fam, head, kept, r.spend(ctx, data, head)
-}
-
-// Open decrypts what [Manager.Seal] made with any version of ref's key, given the same aad. The result belongs to the
-// caller.
-//
-// It takes the round trips of Seal; two, and 100 ms at most, where the version is one that m has not seen yet.
-//
-// Errors: [ErrOpen] if it does not open here, for whatever reason; [ErrDisabled] if its key version is disabled or
-// destroyed; [ErrNotFound] for an unknown scope or purpose; [*InvalidError] for a malformed name; [ErrPurpose];
-// [*IntegrityError]; [ErrUnavailable] if the database is away and what is at hand does not do without it, with
-// [ErrStale] if it has been away for [Config.OpenFor]. A key that has sealed all that it may, or that was rolled back,
-// opens.
-func (m *Manager) Open(ctx context.Context, ref key.Ref, ciphertext []byte, aad AAD) ([]byte, error) {
-	return m.openAttached(ctx, m.hot(opens), ref, ciphertext, aad)
-}
-
-// OpenTx is [Manager.Open] with the keys that the application's transaction sees. It reads them each time, so there is
-// no [ErrStale]. After [ErrUnavailable] the transaction has to be rolled back.
-func (m *Manager) OpenTx(ctx context.Context, tx store.Tx, ref key.Ref, ciphertext []byte, aad AAD) ([]byte, error) {
-	return m.openAttached(ctx, m.inside(tx), ref, ciphertext, aad)
-}
-
-// OpenDetached is [Manager.Open] for what [Manager.SealDetached] made; id is the key version's id that came with it.
-func (m *Manager) OpenDetached(ctx context.Context, ref key.Ref, id key.ID, ciphertext []byte, aad AAD) ([]byte, error) {
-	return m.openDetached(ctx, m.hot(opens), ref, id, ciphertext, aad)
-}
-
-// OpenDetachedTx is [Manager.OpenDetached] with the keys that the application's transaction sees; see
-// [Manager.OpenTx].
-func (m *Manager) OpenDetachedTx(
-	ctx context.Context, tx store.Tx, ref key.Ref, id key.ID, ciphertext []byte, aad AAD,
-) ([]byte, error) {
-	return m.openDetached(ctx, m.inside(tx), ref, id, ciphertext, aad)
-}
-
-// OpenAny is [Manager.Open] where the ciphertext is to say whose it is: it returns the plaintext with the reference of
-// its key. A caller who expects a certain scope should use Open, which refuses another's. The errors are those of Open,
-// but [ErrNotFound]: what no key here sealed is [ErrOpen].
-func (m *Manager) OpenAny(ctx context.Context, ciphertext []byte, aad AAD) ([]byte, key.Ref, error) {
-	plaintext, ref, err := m.tryOpenAny(ctx, ciphertext, aad)
-	if err != nil {
-		m.telemetry.refused(ctx, "open", "", err)
-	}
-	return plaintext, ref, err
-}
-
-func (m *Manager) tryOpenAny(ctx context.Context, ciphertext []byte, aad AAD) ([]byte, key.Ref, error) {
-	msg, err := attached(ciphertext)
-	if err != nil {
-		return nil, key.Ref{}, err
-	}
-	text, err := aad.value()
-	if err != nil {
-		return nil, key.Ref{}, err
-	}
-	ctx, end, err := m.begin(ctx)
-	if err != nil {
-		return nil, key.Ref{}, err
-	}
-	defer end()
-	r := m.hot(opens)
-	fam, v, err := r.keyOfOpening(ctx, key.VersionID(key.DEK, msg.KID))
-	if errors.Is(err, store.ErrNotFound) {
-		err = ErrOpen
-	}
-	if err != nil {
-		return nil, key.Ref{}, err
-	}
-	plaintext, err := r.openVersion(&fam.Family, v, ciphertext, text, (*seal.MessageKey).Open)
-	if err != nil {
-		return nil, key.Ref{}, err
-	}
-	return plaintext, key.Ref{Scope: fam.Root.Scope, Purpose: fam.Data[0].Purpose}, nil
-}
-
-type openFunc func(k *seal.MessageKey, dst, ciphertext []byte, context string) ([]byte, error)
-
-func (m *Manager) openAttached(ctx context.Context, r reader, ref key.Ref, ciphertext []byte, aad AAD) ([]byte, error) {
-	msg, err := attached(ciphertext)
-	if err != nil {
-		m.telemetry.refused(ctx, "open", "", err)
-		return nil, err
-	}
-	return m.open(ctx, r, ref, key.VersionID(key.DEK, msg.KID), ciphertext, aad, (*seal.MessageKey).Open)
-}
-
-func (m *Manager) openDetached(
-	ctx context.Context, r reader, ref key.Ref, id key.ID, ciphertext []byte, aad AAD,
-) ([]byte, error) {
-	err := id.Validate()
-	if msg, wrong := envelope.ParseMessage(ciphertext); err == nil && (wrong != nil || msg.Attached) {
-		err = fmt.Errorf("%w: it is not a detached keyhold message", ErrOpen)
-	}
-	if err != nil {
-		m.telemetry.refused(ctx, "open", "", err)
-		return nil, err
-	}
-	return m.open(ctx, r, ref, id, ciphertext, aad, (*seal.MessageKey).OpenDetached)
-}
-
-func attached(ciphertext []byte) (envelope.Message, error) {
-	msg, err := envelope.ParseMessage(ciphertext)
-	if err != nil || !msg.Attached {
-		return msg, fmt.Errorf("%w: it is not a keyhold message with a key id", ErrOpen)
-	}
-	return msg, nil
-}
-
-func (m *Manager) open(
-	ctx context.Context, r reader, ref key.Ref, id key.ID, ciphertext []byte, aad AAD, do openFunc,
-) ([]byte, error) {
-	plaintext, err := m.tryOpen(ctx, r, ref, id, ciphertext, aad, do)
-	if err != nil {
-		m.telemetry.refused(ctx, "open", ref.Purpose, err)
-	}
-	return plaintext, err
-}
-
-func (m *Manager) tryOpen(
-	ctx context.Context, r reader, ref key.Ref, id key.ID, ciphertext []byte, aad AAD, do openFunc,
-) ([]byte, error) {
-	text, err := aad.value()
-	if err != nil {
-		return nil, err
-	}
-	ctx, end, err := m.begin(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer end()
-	fam, v, err := r.dataKeyWith(ctx, ref, id)
-	if err != nil {
-		return nil, err
-	}
-	return r.openVersion(&fam.Family, v, ciphertext, text, do)
-}
-
-// openVersion opens a message with a version of fam's data key.
-func (r reader) openVersion(fam *store.Family, v *store.Version, ciphertext []byte, text string, do openFunc) ([]byte, error) {
-	data := &fam.Data[0]
-	if v.Alg == key.Imported {
-		return nil, ErrOpen // it never sealed a message
-	}
-	k, err := r.messages(fam, data, v)
-	if err != nil {
-		return nil, err
-	}
-	defer k.release()
-	plaintext, err := do(k.messages, nil, ciphertext, text)
-	if err != nil {
-		return nil, ErrOpen
-	}
-	return plaintext, nil
-}
-
-// opening returns the version of data that id names, if it may open. A version of another key is not looked for.
-func opening(data *store.Key, id key.ID) (*store.Version, error) {
-	v, ok := versionByID(data, id)
-	switch {
-	case ok && v.State.Opens():
-		return v, nil
-	case ok:
-		return nil, fmt.Errorf("key version %s is %v: %w", id, v.State, ErrDisabled)
-	}
-	for _, dead := range data.Tombstones {
-		if dead.ID == id {
-			return nil, fmt.Errorf("key version %s was destroyed: %w", id, ErrDisabled)
-		}
-	}
-	return nil, ErrOpen
-}
-
-// BlindIndex returns the first size bytes (4 to 32) of a keyed hash of value, for a column to search in: equal values
-// of one index have equal results. ref names a key of [Config.IndexPurposes], name the index (1 to 255 bytes). Whoever
-// sees the column sees which rows are equal and how often.
-//
-// After a rotation of the key new results differ from old ones; search for both until the column is written anew. It
-// takes the round trips of [Manager.Seal], and has the errors of [Manager.Open], but [ErrOpen], and [ErrRolledBack].
-func (m *Manager) BlindIndex(ctx context.Context, ref key.Ref, name string, value []byte, size int) ([]byte, error) {
-	ctx, end, err := m.begin(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer end()
-	r := m.hot(opens)
-	fam, _, err := r.dataKey(ctx, ref)
-	if err != nil {
-		return nil, err
-	}
-	data := &fam.Data[0]
-	head, _ := headOf(data)
-	if head.Alg != key.BlindIndex {
-		return nil, fmt.Errorf("%s is of alg %v: %w", describe(data), head.Alg, ErrPurpose)
-	}
-	if err := errors.Join(fam.notOlder(), usableParent(&fam.Family, head.Parent)); err != nil {
-		return nil, err
-	}
-	k, err := r.unwrap(&fam.Family, data, head)
-	if err != nil {
-		return nil, err
-	}
-	defer k.Close()
-	return k.BlindIndex(name, value, size)
 }

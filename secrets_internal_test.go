@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"keyhold.example/keyhold/envelope"
 	"keyhold.example/keyhold/internal/seal"
 	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/store/faultstore"
@@ -27,12 +28,50 @@ func TestCloseClosesTheKeys(t *testing.T) {
 	if len(keys) != 1 {
 		t.Fatalf("%d keys in the cache", len(keys))
 	}
-	if _, err := keys[0].Open(nil, ct, ""); err != nil {
+	if _, err := keys[0].Open(nil, ct, &envelope.Parts{}); err != nil {
 		t.Errorf("before: %v", err)
 	}
 	check(t, m.Close())
-	if _, err := keys[0].Open(nil, ct, ""); err == nil {
+	if _, err := keys[0].Open(nil, ct, &envelope.Parts{}); err == nil {
 		t.Error("a key of a closed manager opens")
+	}
+}
+
+// A key that is closed since a call found it is opened again for that call, which may work in place.
+func TestKeyThatIsClosedUnderACallIsOpenedAgain(t *testing.T) {
+	m := innerManager(t, memstore.New())
+	ctx := t.Context()
+	ct, err := m.Seal(ctx, inner, []byte("x"), AAD{})
+	check(t, err)
+	id, detached, err := m.SealDetached(ctx, inner, []byte("y"), AAD{})
+	check(t, err)
+	for name, call := range map[string]func() ([]byte, error){
+		"seal": func() ([]byte, error) {
+			sealed, err := m.AppendSeal(ctx, nil, inner, []byte("seal"), AAD{})
+			if err != nil {
+				return nil, err
+			}
+			return m.Open(ctx, inner, sealed, AAD{})
+		},
+		"x": func() ([]byte, error) {
+			inPlace := bytes.Clone(ct)
+			return m.AppendOpen(ctx, inPlace[:0], inner, inPlace, AAD{})
+		},
+		"y": func() ([]byte, error) { return m.OpenDetached(ctx, inner, id, detached, AAD{}) },
+	} {
+		closed := 0
+		for _, o := range m.cache.opened.all() {
+			if k := o.messages; k != nil {
+				k.Close()
+				closed++
+			}
+		}
+		if closed != 1 {
+			t.Fatalf("%d keys in the cache", closed)
+		}
+		if got, err := call(); err != nil || string(got) != name {
+			t.Errorf("%s: %q, %v", name, got, err)
+		}
 	}
 }
 

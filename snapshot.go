@@ -23,9 +23,9 @@ type snapshot struct {
 	used   atomic.Bool // since it was read
 }
 
-// keep is the snapshot of what was read, which is not older than what was seen. The rest of it is the caller's.
-func (fam *family) keep() *snapshot {
-	return &snapshot{rows: pack(&fam.Family), roots: fam.roots}
+// keep is the snapshot of a data key that was read, and is not older than what was seen; nobody has used it.
+func (fam *family) keep(epochs *reading, read instant, begun, ring uint64) *snapshot {
+	return &snapshot{rows: pack(&fam.Family), roots: fam.roots, epochs: epochs, read: read, begun: begun, ring: ring}
 }
 
 // family is what was read. It belongs to the caller.
@@ -68,6 +68,13 @@ func (s *snapshot) toCompare() *snapshot {
 	c := &snapshot{rows: s.rows, roots: s.roots, read: s.read, begun: s.begun}
 	c.used.Store(s.used.Load())
 	return c
+}
+
+// isOf says whether fam is the same state of the same key.
+func (s *snapshot) isOf(fam *family) bool {
+	root, data := s.rows.ids()
+	rootSeq, dataSeq := s.rows.seqs()
+	return root == fam.Root.ID && rootSeq == fam.Root.Seq && data == fam.Data[0].ID && dataSeq == fam.Data[0].Seq
 }
 
 func (s *snapshot) sameBucket(now *reading, id key.ID) bool {
@@ -130,21 +137,21 @@ func (r reader) snapshotOf(ctx context.Context, ref key.Ref) (fam family, _ *ans
 // fill reads ref's data key and keeps it. Of those who need it at the same time one reads for all who know the same
 // epochs.
 func (r reader) fill(ctx context.Context, ref key.Ref, now *reading, uses bool) (family, error) {
+	var f *filling
 	for {
-		f, mine := r.m.cache.filling(ref, now)
-		if mine {
+		var mine bool
+		if f, mine = r.m.cache.filling(ref, now, f, r.isFresh); mine {
 			return r.fillIn(ctx, f, ref, now, uses)
 		}
-		select {
-		case <-f.done:
-		case <-ctx.Done():
-			return family{}, store.ContextError(ctx)
-		}
-		// What the other's context ended is no answer for this caller.
-		if f.err == nil || !errors.Is(f.err, context.Canceled) && !errors.Is(f.err, context.DeadlineExceeded) {
-			return f.family, f.err
+		if fam, ok, err := f.wait(ctx); ok {
+			return fam, err
 		}
 	}
+}
+
+// isFresh says whether a snapshot may be used whose epochs are those of now.
+func (r reader) isFresh(s *snapshot) bool {
+	return s.ring == r.m.ring.changes.Load() && r.m.epochs.clock().since(s.read) < r.m.snapshotLife
 }
 
 func (r reader) fillIn(ctx context.Context, f *filling, ref key.Ref, now *reading, uses bool) (family, error) {
@@ -154,8 +161,7 @@ func (r reader) fillIn(ctx context.Context, f *filling, ref key.Ref, now *readin
 	began, ring := r.m.epochs.clock(), r.m.ring.changes.Load()
 	f.family, f.err = r.coldKey(ctx, ref)
 	if f.err == nil && !f.family.older {
-		s = f.family.keep()
-		s.epochs, s.read, s.begun, s.ring = now, began, r.m.epochs.begun.Load(), ring
+		s = f.family.keep(now, began, r.m.epochs.begun.Load(), ring)
 		s.used.Store(uses)
 	}
 	return f.family, f.err
@@ -197,10 +203,7 @@ func headIDOf(fam *family) key.ID {
 // commit of this process's own was acknowledged that began when it had been read, which is when so many questions had
 // begun. Nothing is to be sealed with it before.
 func (r reader) durable(ctx context.Context, id key.ID, begun uint64) error {
-	if r.use != seals || r.tx || r.m.durability != Acknowledged {
-		return nil
-	}
-	if s := r.m.epochs.signed.Load(); s != nil && s.number > begun || r.m.cache.isDurable(id) {
+	if r.use != seals || r.tx || r.m.isDurable(id, begun) {
 		return nil
 	}
 	if err := r.m.epochs.acknowledged(ctx); err != nil {
@@ -208,6 +211,15 @@ func (r reader) durable(ctx context.Context, id key.ID, begun uint64) error {
 	}
 	r.m.cache.keepDurable(id)
 	return nil
+}
+
+// isDurable says whether durable has nothing to wait for.
+func (m *Manager) isDurable(id key.ID, begun uint64) bool {
+	if m.durability != Acknowledged {
+		return true
+	}
+	s := m.epochs.signed.Load()
+	return s != nil && s.number > begun || m.cache.isDurable(id)
 }
 
 // dataKeyWith reads ref's data key and the version of it that has the id, if that may open. Where what is kept says
@@ -249,27 +261,60 @@ func (r reader) keyOfOpening(ctx context.Context, id key.ID) (family, *store.Ver
 		}
 		r.m.telemetry.misses.add()
 	}
-	began, forgotten, ring := r.m.epochs.clock(), r.m.cache.forgotten(), r.m.ring.changes.Load()
-	fam, err := r.coldVersion(ctx, id)
+	fam, err := r.keyOf(ctx, id, now.reading)
 	if err != nil {
 		return fam, nil, err
 	}
+	v, err := opening(&fam.Data[0], id)
+	return fam, v, err
+}
+
+// keyOf reads the data key that has the version with the given id, and keeps it, as fill does: one for all.
+func (r reader) keyOf(ctx context.Context, id key.ID, now *reading) (family, error) {
+	if !r.keeps {
+		return r.readKeyOf(ctx, id, nil)
+	}
+	var f *filling
+	kept := func(s *snapshot) bool {
+		fam := s.rows.family()
+		_, err := opening(&fam.Data[0], id)
+		return err == nil && r.isFresh(s)
+	}
+	for {
+		var mine bool
+		if f, mine = r.m.cache.filling(id, now, f, kept); mine {
+			f.err = context.Canceled // if the store panics
+			defer r.m.cache.endFilling(id, f)
+			f.family, f.err = r.readKeyOf(ctx, id, now)
+			return f.family, f.err
+		}
+		if fam, ok, err := f.wait(ctx); ok {
+			return fam, err
+		}
+	}
+}
+
+// readKeyOf keeps what it read if it is given epochs from before.
+func (r reader) readKeyOf(ctx context.Context, id key.ID, now *reading) (family, error) {
+	began, forgotten, ring := r.m.epochs.clock(), r.m.cache.forgotten(), r.m.ring.changes.Load()
+	fam, err := r.coldVersion(ctx, id)
+	if err != nil {
+		return fam, err
+	}
 	if len(fam.Data) != 1 {
-		return fam, nil, tampered(&fam.Root, "version "+string(id)+" is not one of its data keys'")
+		return fam, tampered(&fam.Root, "version "+string(id)+" is not one of its data keys'")
 	}
 	ref := key.Ref{Scope: fam.Root.Scope, Purpose: fam.Data[0].Purpose}
 	if !r.tx { // which may rightly see less
 		r.m.cache.compare(ref, &fam)
 	}
-	v, err := opening(&fam.Data[0], id)
-	if err == nil && r.keeps && !fam.older {
-		s := fam.keep()
-		s.epochs, s.read, s.begun, s.ring = now.reading, began, r.m.epochs.begun.Load(), ring
+	if _, err := opening(&fam.Data[0], id); err == nil && now != nil && !fam.older {
+		s := fam.keep(now, began, r.m.epochs.begun.Load(), ring)
 		s.used.Store(true)
 		r.m.cache.keepSnapshot(s, forgotten)
 		r.m.cache.keepRef(id, ref)
 	}
-	return fam, v, err
+	return fam, nil
 }
 
 // keptOpening is the version with the given id, if its key is kept and may be used.

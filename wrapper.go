@@ -183,8 +183,7 @@ func (m *Manager) openImported(
 			m.telemetry.refused(ctx, "open", ref.Purpose, err)
 		}
 	}()
-	text, err := aad.value()
-	if err != nil {
+	if err := aad.invalid(); err != nil {
 		return nil, err
 	}
 	ctx, end, err := m.begin(ctx)
@@ -212,7 +211,7 @@ func (m *Manager) openImported(
 		return nil, err
 	}
 	defer k.Close()
-	plaintext, err := k.OpenImported(ciphertext, []byte(text))
+	plaintext, err := k.OpenImported(ciphertext, aad.parts.Append(nil))
 	if err != nil {
 		return nil, ErrOpen
 	}
@@ -221,14 +220,15 @@ func (m *Manager) openImported(
 
 // sealUnderRoot is [Manager.SealDetached] with a root key. What is opened for it is not kept.
 func (m *Manager) sealUnderRoot(ctx context.Context, ref key.Ref, plaintext []byte, aad AAD) (key.ID, []byte, error) {
-	text, err := aad.value()
-	if err != nil {
+	if err := aad.invalid(); err != nil {
 		return "", nil, err
 	}
 	if len(plaintext) > envelope.MaxPlaintext {
 		return "", nil, fmt.Errorf("plaintext of %d bytes, the limit is %d: %w", len(plaintext), envelope.MaxPlaintext, ErrTooLarge)
 	}
-	id, sealed, err := m.underRoot(ctx, ref, "", func(k *seal.MessageKey) ([]byte, error) { return k.SealDetached(nil, plaintext, text) })
+	id, sealed, err := m.underRoot(ctx, ref, "", func(k *seal.MessageKey) ([]byte, error) {
+		return k.SealDetached(nil, plaintext, &aad.parts, m.epochs.mono())
+	})
 	if err != nil {
 		return "", nil, err
 	}
@@ -237,15 +237,14 @@ func (m *Manager) sealUnderRoot(ctx context.Context, ref key.Ref, plaintext []by
 
 // openUnderRoot is [Manager.OpenDetached] with a root key.
 func (m *Manager) openUnderRoot(ctx context.Context, ref key.Ref, id key.ID, ciphertext []byte, aad AAD) ([]byte, error) {
-	text, err := aad.value()
-	if err != nil {
+	if err := aad.invalid(); err != nil {
 		return nil, err
 	}
 	if msg, err := envelope.ParseMessage(ciphertext); err != nil || msg.Attached {
 		return nil, fmt.Errorf("%w: it is not a detached keyhold message", ErrOpen)
 	}
 	_, plaintext, err := m.underRoot(ctx, ref, id, func(k *seal.MessageKey) ([]byte, error) {
-		plaintext, err := k.OpenDetached(nil, ciphertext, text)
+		plaintext, err := k.OpenDetached(nil, ciphertext, &aad.parts)
 		if err != nil {
 			return nil, ErrOpen
 		}

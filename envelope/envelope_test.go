@@ -135,6 +135,53 @@ func TestContextOfParts(t *testing.T) {
 		if err == nil && got != c.want {
 			t.Errorf("%s: got %.80q, want %.80q", name, got, c.want)
 		}
+		p, again := envelope.PartsOf(c.parts...)
+		if cmp.Diff(err, again) != "" || err != nil && p != (envelope.Parts{}) {
+			t.Errorf("%s: in parts error %v, want %v", name, again, err)
+		}
+		if b := p.Append([]byte("before")); err == nil && (string(b) != "before"+c.want || p.Len() != len(c.want)) {
+			t.Errorf("%s: in parts %d bytes, %.80q, want %.80q", name, p.Len(), b, c.want)
+		}
+	}
+}
+
+// However many parts there are, they are encoded as the tuple that they are, also when the slice that they came in has
+// others by then.
+func TestPartsAreEncodedWhereTheyAreNeeded(t *testing.T) {
+	for n := range 9 {
+		parts, fields := make([]string, n), make([][]byte, n)
+		for i := range parts {
+			parts[i] = strings.Repeat("p", i*50)
+			fields[i] = []byte(parts[i])
+		}
+		p, err := envelope.PartsOf(parts...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range parts {
+			parts[i] = "another"
+		}
+		want := envelope.Tuple("kh1/context", fields...)
+		switch n {
+		case 0:
+			want = nil
+		case 1:
+			want = fields[0]
+		}
+		if got := p.Append(nil); !bytes.Equal(got, want) || p.Len() != len(want) {
+			t.Errorf("%d parts: %d bytes, %.60x, want %.60x", n, p.Len(), got, want)
+		}
+		whole := envelope.WholeContext(string(want))
+		if got := whole.Append(nil); !bytes.Equal(got, want) || whole.Len() != len(want) {
+			t.Errorf("%d parts as bytes: %.60x, want %.60x", n, got, want)
+		}
+	}
+	if p := envelope.WholeContext(strings.Repeat("x", envelope.MaxContext+1)); p.Len() != envelope.MaxContext+1 {
+		t.Errorf("too long a context has %d bytes", p.Len())
+	}
+	var none envelope.Parts
+	if none.Len() != 0 || none.Append(nil) != nil {
+		t.Error("the zero value is not the empty context")
 	}
 }
 
@@ -176,7 +223,7 @@ func TestParseMessage(t *testing.T) {
 	kid := key.KID{1, 2, 3}
 	body := bytes.Repeat([]byte{9}, envelope.NonceSize+envelope.TagSize+1)
 	attached := make([]byte, envelope.AttachedHeader)
-	envelope.PutAttachedHeader(attached, key.Message, kid)
+	envelope.PutAttachedHeader(attached, key.Message, &kid)
 	attached = append(attached, body...)
 	detached := make([]byte, envelope.DetachedHeader)
 	envelope.PutDetachedHeader(detached, key.Message)
@@ -195,6 +242,17 @@ func TestParseMessage(t *testing.T) {
 		}
 		if diff := cmp.Diff(c.want, got); diff != "" {
 			t.Errorf("%x (-want +got):\n%s", c.b, diff)
+		}
+		other := kid
+		other[15]++
+		for _, its := range []*key.KID{&kid, &other} {
+			sealed, ok := envelope.SealedAttached(c.b, its)
+			if ok != (c.want.Attached && its == &kid) || ok && !bytes.Equal(sealed, body) {
+				t.Errorf("%x: sealed is %x, %v", c.b, sealed, ok)
+			}
+		}
+		if sealed, ok := envelope.SealedDetached(c.b); ok == c.want.Attached || ok && !bytes.Equal(sealed, body) {
+			t.Errorf("%x: sealed is %x, %v", c.b, sealed, ok)
 		}
 		for first := range 256 {
 			b := bytes.Clone(c.b)
@@ -224,11 +282,15 @@ func TestMessageAADIsATuple(t *testing.T) {
 	kid, context := key.KID{5, 6}, strings.Repeat("c", 70000)
 	for _, context := range []string{"", "users/42", context[:envelope.MaxContext]} {
 		header := make([]byte, envelope.AttachedHeader)
-		envelope.PutAttachedHeader(header, key.Message, kid)
+		envelope.PutAttachedHeader(header, key.Message, &kid)
 		want := envelope.Tuple("kh1/msg", header, []byte(context))
-		got := envelope.AppendMessageAAD(nil, key.Message, kid, context)
-		if !bytes.Equal(got, want) {
-			t.Errorf("AAD with a context of %d bytes is %.60x, want %.60x", len(context), got, want)
+		parts := envelope.WholeContext(context)
+		for _, room := range []int{0, 10, 100_000} {
+			before := append(make([]byte, 0, room), "before"...)
+			got := envelope.AppendMessageAAD(before, key.Message, &kid, &parts)
+			if !bytes.Equal(got[:6], before) || !bytes.Equal(got[6:], want) {
+				t.Errorf("AAD with a context of %d bytes is %.60x, want %.60x", len(context), got, want)
+			}
 		}
 	}
 }

@@ -1,6 +1,11 @@
 package envelope
 
-import "keyhold.example/keyhold/key"
+import (
+	"encoding/binary"
+	"slices"
+
+	"keyhold.example/keyhold/key"
+)
 
 // Sizes of sealed bytes (docs/format.md, sections 4 and 5).
 const (
@@ -32,16 +37,41 @@ type Message struct {
 // that.
 func ParseMessage(b []byte) (Message, error) {
 	switch {
-	case len(b) >= AttachedOverhead && b[0] == attachedByte && key.Alg(b[1]) == key.Message:
+	case isAttached(b):
 		return Message{Attached: true, Alg: key.Message, KID: key.KID(b[2:AttachedHeader]), Sealed: b[AttachedHeader:]}, nil
-	case len(b) >= DetachedOverhead && b[0] == detachedByte && key.Alg(b[1]) == key.Message:
+	case isDetached(b):
 		return Message{Alg: key.Message, Sealed: b[DetachedHeader:]}, nil
 	}
 	return Message{}, ErrMalformed
 }
 
+func isAttached(b []byte) bool {
+	return len(b) >= AttachedOverhead && b[0] == attachedByte && key.Alg(b[1]) == key.Message
+}
+
+func isDetached(b []byte) bool {
+	return len(b) >= DetachedOverhead && b[0] == detachedByte && key.Alg(b[1]) == key.Message
+}
+
+// SealedAttached returns what [ParseMessage] calls Sealed if b is an attached message of the key with this kid, and
+// whether it is.
+func SealedAttached(b []byte, kid *key.KID) ([]byte, bool) {
+	if !isAttached(b) || key.KID(b[2:AttachedHeader]) != *kid {
+		return nil, false
+	}
+	return b[AttachedHeader:], true
+}
+
+// SealedDetached returns what [ParseMessage] calls Sealed if b is a detached message, and whether it is.
+func SealedDetached(b []byte) ([]byte, bool) {
+	if !isDetached(b) {
+		return nil, false
+	}
+	return b[DetachedHeader:], true
+}
+
 // PutAttachedHeader writes what an attached message begins with into the first [AttachedHeader] bytes of b.
-func PutAttachedHeader(b []byte, alg key.Alg, kid key.KID) {
+func PutAttachedHeader(b []byte, alg key.Alg, kid *key.KID) {
 	b[0], b[1] = attachedByte, byte(alg)
 	copy(b[2:AttachedHeader], kid[:])
 }
@@ -53,17 +83,18 @@ func PutDetachedHeader(b []byte, alg key.Alg) {
 
 // AppendMessageAAD appends what a message of either form is authenticated with (section 5): a tuple, written without
 // the detour of [AppendTuple], because every message needs one. The context has at most [MaxContext] bytes.
-func AppendMessageAAD(dst []byte, alg key.Alg, kid key.KID, context string) []byte {
-	dst = append(dst, byte(len(messageLabel)))
-	dst = append(dst, messageLabel...)
-	dst = append(dst, 2, 0, 0, 0, AttachedHeader, attachedByte, byte(alg))
-	dst = append(dst, kid[:]...)
-	n := len(context)
-	dst = append(dst, byte(n>>24), byte(n>>16), byte(n>>8), byte(n))
-	return append(dst, context...)
+func AppendMessageAAD(dst []byte, alg key.Alg, kid *key.KID, context *Parts) []byte {
+	const begin = "\x07kh1/msg" + "\x02" + "\x00\x00\x00\x12" + "\xE1" // with the first byte of an attached header
+	const size = len(begin) + AttachedHeader - 1 + 4
+	start := len(dst)
+	dst = slices.Grow(dst, size+context.size)[:start+size]
+	b := dst[start:]
+	copy(b, begin)
+	b[len(begin)] = byte(alg)
+	copy(b[len(begin)+1:], kid[:])
+	binary.BigEndian.PutUint32(b[size-4:], uint32(context.size))
+	return context.Append(dst)
 }
-
-const messageLabel = "kh1/msg"
 
 // Sizes of the key inside a wrapped key (sections 3 and 4), in bytes.
 const (

@@ -1,6 +1,7 @@
 package key_test
 
 import (
+	"bytes"
 	"errors"
 	"strings"
 	"testing"
@@ -99,6 +100,26 @@ func TestTextOfBytesIsReadBackAndHasOneForm(t *testing.T) {
 			t.Fatalf("%q was read as %x, whose text is %q", s, b, key.Base32(b))
 		}
 	})
+}
+
+// A kid is read from its text without the detour of bytes on the heap: of what ParseBase32 reads, and of nothing else.
+func TestKIDsAreReadAsTheirTextIs(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		text := rapid.OneOf(
+			rapid.StringMatching(`[0-9a-w]{25,27}`), rapid.StringN(24, 28, -1),
+			rapid.Map(rapid.SliceOfN(rapid.Byte(), 15, 17), key.Base32),
+		).Draw(t, "text")
+		want, ok := key.ParseBase32(text)
+		ok = ok && len(want) == 16
+		got, read := key.ID(key.PrefixDataKeyVersion + text).KID()
+		if read != ok || ok && !bytes.Equal(got[:], want) {
+			t.Errorf("%q is read as %x, %v; want %x, %v", text, got, read, want, ok)
+		}
+	})
+	id := key.VersionID(key.DEK, key.KID{1, 2, 3})
+	if n := testing.AllocsPerRun(100, func() { id.KID() }); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
 }
 
 func TestVersionIDsSayWhatTheyAre(t *testing.T) {

@@ -79,9 +79,10 @@ type Store interface {
 	// nothing unless inst is the installation's.
 	AddEscrow(ctx context.Context, inst [16]byte, e Escrow) error
 
-	// Families reads the root keys of the given scopes and all their data keys, each as Scope does, in the order given.
-	// Scopes that are not there are left out.
-	Families(ctx context.Context, scopes []key.Scope) ([]Family, error)
+	// Families reads the root keys of the given scopes and all their data keys, each as Scope does, in the order given,
+	// and the epochs, all in one statement. Scopes that are not there are left out, and one that is named twice is there
+	// once. Without an installation the epochs are zero. It is an error to ask for more than [MaxFamilies].
+	Families(ctx context.Context, scopes []key.Scope) ([]Family, Epochs, error)
 
 	// Lacking lists at most limit scopes that have no data key for the purpose, in the order of Scopes, from the first
 	// after the given one.
@@ -442,12 +443,15 @@ type Tombstone struct {
 	Destroyed int64 // when, set by the store, also in Create
 }
 
+// MaxFamilies is how many scopes [Store.Families] reads at most.
+const MaxFamilies = 8192
+
 // Family is a root key with some of its data keys, read in one statement.
 type Family struct {
 	Now int64 // the database's clock
-	// Epoch is [Epochs.Of] the keys that were read, as the statement saw it. [Store.Families] does not set it.
+	// Epoch is [Epochs.Of] the keys that were read, as the statement saw it.
 	Epoch uint64
-	// Roots is [Installation.Seq], as the statement saw it, 0 if there is no installation. Families does not set it.
+	// Roots is [Installation.Seq], as the statement saw it, 0 if there is no installation.
 	Roots uint64
 	Root  Key
 	Data  []Key

@@ -207,7 +207,8 @@ func TestMessages(t *testing.T) {
 			if len(v.Ciphertext) > 0 && v.Ciphertext[0] == 0xE1 {
 				open = m.Open
 			}
-			plaintext, err := open(nil, v.Ciphertext, string(v.Context))
+			c := envelope.WholeContext(string(v.Context))
+			plaintext, err := open(nil, v.Ciphertext, &c)
 			if !v.Valid {
 				if !errors.Is(err, seal.ErrOpen) {
 					t.Errorf("error is %v, want ErrOpen", err)

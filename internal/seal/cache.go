@@ -2,7 +2,8 @@ package seal
 
 import (
 	"crypto/cipher"
-	"hash/maphash"
+	"encoding/binary"
+	"math/bits"
 	"sync/atomic"
 )
 
@@ -30,13 +31,19 @@ type subkey struct {
 	aead   cipher.AEAD
 }
 
-// cacheSeed keeps whoever chooses prefixes from choosing sets.
-var cacheSeed = maphash.MakeSeed()
+// cacheSeeds keep whoever chooses prefixes from choosing sets.
+var cacheSeeds = func() [2]uint64 {
+	var b [16]byte
+	fill(b[:])
+	return [2]uint64{binary.LittleEndian.Uint64(b[:]), binary.LittleEndian.Uint64(b[8:])}
+}()
 
 func (c *subkeyCache) set(owner *MessageKey, prefix *[prefixSize]byte) *[cacheWays]atomic.Pointer[subkey] {
-	var b [len(owner.kid) + prefixSize]byte
-	copy(b[copy(b[:], owner.kid[:]):], prefix[:])
-	return &c.sets[maphash.Bytes(cacheSeed, b[:])%cacheSets]
+	// A product of 128 bits, folded, of words of which each has a part of the prefix, and a secret in it.
+	kid := binary.LittleEndian.Uint64(owner.kid[:])
+	hi, lo := bits.Mul64(binary.LittleEndian.Uint64(prefix[:])^cacheSeeds[0],
+		binary.LittleEndian.Uint64(prefix[4:])^kid^cacheSeeds[1])
+	return &c.sets[(hi^lo)%cacheSets]
 }
 
 // find returns the cipher, or nil.
@@ -50,16 +57,27 @@ func (c *subkeyCache) find(owner *MessageKey, prefix *[prefixSize]byte) cipher.A
 	return nil
 }
 
-// add keeps a cipher in place of another of its set.
-func (c *subkeyCache) add(owner *MessageKey, prefix [prefixSize]byte, aead cipher.AEAD) {
-	set := c.set(owner, &prefix)
-	s := &subkey{owner: owner, prefix: prefix, aead: aead}
+// add keeps a cipher in place of another of its set, unless its owner is closed.
+func (c *subkeyCache) add(s *subkey) {
+	if !s.owner.cached.Load() {
+		s.owner.cached.Store(true)
+	}
+	set := c.set(s.owner, &s.prefix)
+	place := -1
 	for i := range set {
 		if set[i].CompareAndSwap(nil, s) {
-			return
+			place = i
+			break
 		}
 	}
-	set[c.next.Add(1)%cacheWays].Store(s)
+	if place < 0 {
+		place = int(c.next.Add(1) % cacheWays)
+		set[place].Store(s)
+	}
+	// Closing looks for the owner's subkeys after saying that it is closed, and may have looked here before.
+	if s.owner.Closed() {
+		set[place].CompareAndSwap(s, nil)
+	}
 }
 
 // drop lets go of the subkeys of all owners that gone says so of. It looks at every entry.

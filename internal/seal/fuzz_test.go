@@ -51,7 +51,7 @@ func FuzzOpenMessage(f *testing.F) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			again := sealWithNonce(m.xaes, msg.Sealed[:envelope.NonceSize], plaintext, *m.aad(context))
+			again := sealWithNonce(&m.xaes, msg.Sealed[:envelope.NonceSize], plaintext, aadOf(m, context))
 			if !bytes.Equal(again, msg.Sealed[envelope.NonceSize:]) {
 				t.Fatalf("%x opens and is not what sealing gives", b)
 			}

@@ -87,7 +87,7 @@ func (ik *IK) FollowedBy(newPin [32]byte, link []byte) bool {
 func (ik *IK) mac(b []byte) [32]byte {
 	k := ik.manifest.Reveal()
 	if len(k) == 0 {
-		panic(errClosed)
+		panic(ErrClosed)
 	}
 	mac := hmac.New(sha256.New, k)
 	mac.Write(b)

@@ -2,6 +2,7 @@ package seal
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"strings"
@@ -195,7 +196,7 @@ func TestNoKeyPrints(t *testing.T) {
 	kek, ik := newTestRootKey(t)
 	k := newTestKey(t, key.Raw)
 	m := testMessageKey(t)
-	if _, err := m.Seal(nil, nil, ""); err != nil {
+	if _, err := forms[0].seal(m, nil, nil, ""); err != nil {
 		t.Fatal(err)
 	}
 	parent, err := kek.Parent()
@@ -208,9 +209,16 @@ func TestNoKeyPrints(t *testing.T) {
 		v Key
 		x *XAES
 	}
-	for _, v := range []any{k, *k, kek, ik, parent, m, m.xaes, holder{k, m, *k, m.xaes}, &holder{k, m, *k, m.xaes}} {
+	x := &m.xaes
+	messageKey, _ := x.key.Copy()
+	word := binary.LittleEndian.Uint64(messageKey) // as the key is kept
+	for _, v := range []any{k, *k, kek, ik, parent, m, x, *x, holder{k, m, *k, x}, &holder{k, m, *k, x}} {
 		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%x", "%q", "%d"} {
-			noneOf(t, fmt.Sprintf(verb, v), k.Bytes(), kek.Bytes(), ik.material, ik.manifest, secret.New(bytes.Clone(m.xaes.k1[:])))
+			printed := fmt.Sprintf(verb, v)
+			noneOf(t, printed, k.Bytes(), kek.Bytes(), ik.material, ik.manifest, secret.New(bytes.Clone(messageKey)))
+			if strings.Contains(printed, fmt.Sprint(word)) || strings.Contains(printed, fmt.Sprintf("%x", word)) {
+				t.Errorf("printed: %s", printed)
+			}
 		}
 	}
 	if got := fmt.Sprintf("%v %+v %s", k, ik, m); got != "[redacted] [redacted] [redacted]" {

@@ -39,7 +39,7 @@ var (
 func (ik *IK) Recovery() secret.Bytes {
 	k := ik.material.Reveal()
 	if len(k) == 0 {
-		panic(errClosed)
+		panic(ErrClosed)
 	}
 	sum := lineSum("kh1/recovery", ik.inst[:], k)
 	payload := make([]byte, 0, recoverySize)

@@ -25,8 +25,9 @@ import (
 // was wrong with it, a changed bit, another key, another place, so that nothing can be learned from it.
 var ErrOpen = errors.New("does not open: changed, or sealed with another key or for another place")
 
-// errClosed says that a key was used after it was closed, which only a mistake in the program can bring about.
-var errClosed = errors.New("key is closed")
+// ErrClosed says that a key was used after it was closed. Of a [MessageKey], which may be closed while others have it,
+// it says that the same key is to be opened again; of all others, that there is a mistake in the program.
+var ErrClosed = errors.New("key is closed")
 
 // opaque, embedded, makes a struct that leads to key material print as [secret.Redacted] however it is printed.
 type opaque struct{}
@@ -72,7 +73,7 @@ func fill(b []byte) { _, _ = rand.Read(b) }
 // expand is HKDF-Expand(prk, info, 32). It panics if prk is empty, as that of a closed key is, rather than use no key.
 func expand(prk, info []byte) []byte {
 	if len(prk) == 0 {
-		panic(errClosed)
+		panic(ErrClosed)
 	}
 	out, err := hkdf.Expand(sha256.New, prk, string(info), 32)
 	if err != nil {

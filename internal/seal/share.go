@@ -89,7 +89,7 @@ func (ik *IK) Shares(k, n int, split func(key []byte, n, k int) ([][]byte, error
 	}
 	material := ik.material.Reveal()
 	if len(material) == 0 {
-		panic(errClosed)
+		panic(ErrClosed)
 	}
 	parts, err := split(material, n, k)
 	if err != nil {

@@ -63,7 +63,7 @@ func (p *Parent) aad(id Identity, version key.Version, created int64, commit [32
 func (p *Parent) Wrap(k *Key, version key.Version, created int64) ([]byte, error) {
 	switch {
 	case k.material.Len() == 0:
-		return nil, errClosed
+		return nil, ErrClosed
 	case !p.wraps(k.id):
 		return nil, key.Invalid("parent", key.Base32(p.kid[:]), fmt.Sprintf("key version %s does not belong under it", k.ID()))
 	case !validPlace(version, created):

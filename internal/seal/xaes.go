@@ -21,11 +21,9 @@ const (
 // time. It is safe for concurrent use.
 type XAES struct {
 	opaque
-	block cipher.Block
-	// k1 is the CMAC subkey for whole blocks. A pointer, because the fmt package, asked to print an unexported field
-	// that points to an XAES with a verb that pointers do not have, prints what it points to, calling no method; but
-	// goes no deeper.
-	k1 *[aes.BlockSize]byte
+	// The key alone, in 64 bytes: expanded it would take 512 more, which all keys that are at hand would have all the
+	// time, to save a tenth of a derivation.
+	key *secret.Shared
 }
 
 // NewXAES returns the cipher for a key of 32 bytes, of which it keeps no reference. It panics on any other length.
@@ -35,47 +33,70 @@ func newXAES(k []byte) *XAES {
 	if len(k) != envelope.KeySize {
 		panic(fmt.Sprintf("seal: XAES-256-GCM with a key of %d bytes", len(k)))
 	}
+	return &XAES{key: secret.NewShared(k)}
+}
+
+// derivation is the memory that deriving a subkey takes. What is passed through an interface of the cipher package
+// cannot be on the stack, so it is a part of a scratch.
+type derivation struct {
+	subkey [2 * aes.BlockSize]byte
+	k1     [aes.BlockSize]byte // the CMAC subkey for whole blocks
+	block  [aes.BlockSize]byte
+}
+
+// derive sets d.subkey to the AES-256 key that a nonce's prefix selects. The error is [ErrClosed].
+func (x *XAES) derive(d *derivation, prefix *[prefixSize]byte) error {
+	var k [envelope.KeySize]byte
+	defer clear(k[:])
+	if !x.key.CopyTo(k[:]) {
+		return ErrClosed
+	}
+	block := d.expand(k[:])
+	for i := range 2 {
+		d.block = [aes.BlockSize]byte{1: byte(i + 1), 2: 'X'}
+		copy(d.block[4:], prefix[:])
+		d.cmacBlock(block, d.subkey[i*aes.BlockSize:])
+	}
+	return nil
+}
+
+// expand returns AES under k, and sets d.k1.
+func (d *derivation) expand(k []byte) cipher.Block {
 	block, err := aes.NewCipher(k)
 	if err != nil {
 		panic(err)
 	}
-	x := &XAES{block: block, k1: new([aes.BlockSize]byte)}
-	block.Encrypt(x.k1[:], x.k1[:])
-	// One doubling in GF(2^128), without a branch on what is secret (RFC 4493, section 2.3).
+	clear(d.k1[:])
+	block.Encrypt(d.k1[:], d.k1[:])
+	double(&d.k1)
+	return block
+}
+
+// cmacBlock writes the CMAC of d.block, which it overwrites, to out.
+func (d *derivation) cmacBlock(block cipher.Block, out []byte) {
+	subtle.XORBytes(d.block[:], d.block[:], d.k1[:])
+	block.Encrypt(out, d.block[:])
+}
+
+// double is one doubling in GF(2^128), without a branch on what is secret (RFC 4493, section 2.3).
+func double(b *[aes.BlockSize]byte) {
 	var carry byte
 	for i := aes.BlockSize - 1; i >= 0; i-- {
-		next := x.k1[i] >> 7
-		x.k1[i] = x.k1[i]<<1 | carry
+		next := b[i] >> 7
+		b[i] = b[i]<<1 | carry
 		carry = next
 	}
-	x.k1[aes.BlockSize-1] ^= byte(subtle.ConstantTimeSelect(int(carry), 0x87, 0))
-	return x
-}
-
-// cmacBlock writes the CMAC of one whole block to out.
-func (x *XAES) cmacBlock(out, block []byte) {
-	subtle.XORBytes(out, block, x.k1[:])
-	x.block.Encrypt(out, out)
-}
-
-// subkey returns the AES-256 key that the first 12 bytes of a nonce select.
-func (x *XAES) subkey(prefix []byte) []byte {
-	buf := make([]byte, 3*aes.BlockSize)
-	out, m := buf[:2*aes.BlockSize], buf[2*aes.BlockSize:]
-	m[2] = 'X'
-	copy(m[4:], prefix[:prefixSize])
-	for i := range 2 {
-		m[1] = byte(i + 1)
-		x.cmacBlock(out[i*aes.BlockSize:(i+1)*aes.BlockSize], m)
-	}
-	return out
+	b[aes.BlockSize-1] ^= byte(subtle.ConstantTimeSelect(int(carry), 0x87, 0))
 }
 
 // aead returns the AES-GCM that a nonce's prefix selects. It makes the other 12 bytes of each nonce itself, at random.
-func (x *XAES) aead(prefix []byte) cipher.AEAD {
-	k := x.subkey(prefix)
-	defer clear(k)
-	return randomNonceGCM(k)
+// The error is [ErrClosed].
+func (x *XAES) aead(d *derivation, prefix *[prefixSize]byte) (cipher.AEAD, error) {
+	defer func() { *d = derivation{} }()
+	if err := x.derive(d, prefix); err != nil {
+		return nil, err
+	}
+	return randomNonceGCM(d.subkey[:]), nil
 }
 
 // randomNonceGCM returns AES-GCM under k, which is of a length that AES has.
@@ -94,9 +115,15 @@ func randomNonceGCM(k []byte) cipher.AEAD {
 // Seal appends the 24 bytes of a random nonce, the ciphertext and the tag to dst. plaintext and aad must not overlap
 // what is appended. It is 40 bytes more than plaintext, which is at most [envelope.MaxPlaintext] long.
 func (x *XAES) Seal(dst, plaintext, aad []byte) []byte {
-	prefix := make([]byte, prefixSize)
-	fill(prefix)
-	return x.aead(prefix).Seal(append(dst, prefix...), nil, plaintext, aad)
+	var prefix [prefixSize]byte
+	fill(prefix[:])
+	w := getScratch()
+	defer w.release()
+	aead, err := x.aead(&w.derivation, &prefix)
+	if err != nil {
+		panic(err) // only that of a MessageKey is ever closed
+	}
+	return aead.Seal(append(dst, prefix[:]...), nil, plaintext, aad)
 }
 
 // Open appends the plaintext of what [XAES.Seal] appended to dst. sealed and aad must not overlap what is appended. The
@@ -105,7 +132,14 @@ func (x *XAES) Open(dst, sealed, aad []byte) ([]byte, error) {
 	if len(sealed) < xaesMin || len(sealed) > maxSealed {
 		return nil, ErrOpen
 	}
-	plaintext, err := x.aead(sealed[:prefixSize]).Open(dst, nil, sealed[prefixSize:], aad)
+	prefix := [prefixSize]byte(sealed)
+	w := getScratch()
+	defer w.release()
+	aead, err := x.aead(&w.derivation, &prefix)
+	if err != nil {
+		return nil, ErrOpen
+	}
+	plaintext, err := aead.Open(dst, nil, sealed[prefixSize:], aad)
 	if err != nil {
 		return nil, ErrOpen
 	}

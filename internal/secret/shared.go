@@ -11,13 +11,13 @@ import (
 // whole or is not made. It prints as [Redacted]. A nil Shared holds nothing.
 type Shared struct {
 	words []atomic.Uint64
-	n     int
+	n     uint32
 	dead  atomic.Bool
 }
 
 // NewShared copies b, which stays the caller's.
 func NewShared(b []byte) *Shared {
-	s := &Shared{words: make([]atomic.Uint64, (len(b)+7)/8), n: len(b)}
+	s := &Shared{words: make([]atomic.Uint64, (len(b)+7)/8), n: uint32(len(b))}
 	var word [8]byte
 	defer clear(word[:])
 	for i := range s.words {
@@ -34,7 +34,20 @@ func (s *Shared) Copy() ([]byte, bool) {
 		return nil, false
 	}
 	b := make([]byte, s.n)
-	whole := s.n / 8
+	if !s.CopyTo(b) {
+		return nil, false
+	}
+	return b, true
+}
+
+// CopyTo overwrites b, which has to be as long as the bytes are, with them, and says whether they were still there. If
+// not, b is zeros.
+func (s *Shared) CopyTo(b []byte) bool {
+	if s == nil || len(b) != int(s.n) {
+		clear(b)
+		return false
+	}
+	whole := len(b) / 8
 	for i := range whole {
 		binary.LittleEndian.PutUint64(b[8*i:], s.words[i].Load())
 	}
@@ -47,9 +60,9 @@ func (s *Shared) Copy() ([]byte, bool) {
 	// What was cleared before the last word was read was said before.
 	if s.dead.Load() {
 		clear(b)
-		return nil, false
+		return false
 	}
-	return b, true
+	return true
 }
 
 // Clear overwrites the bytes with zeros. Clearing again does nothing.

@@ -38,6 +38,36 @@ func TestSharedCopies(t *testing.T) {
 	}
 }
 
+// What is copied into memory of the caller's is all, or zeros, and takes no other memory.
+func TestSharedCopiesToWhatIsThere(t *testing.T) {
+	for n := range 70 {
+		s := NewShared(counted(n))
+		into := bytes.Repeat([]byte{0xff}, n)
+		if allocs := testing.AllocsPerRun(10, func() {
+			if !s.CopyTo(into) {
+				t.Fatalf("%d bytes are not copied", n)
+			}
+		}); allocs > 0 || !bytes.Equal(into, counted(n)) {
+			t.Errorf("%d bytes: %x, %v allocations", n, into, allocs)
+		}
+		for _, other := range []int{n - 1, n + 1, n + 8} {
+			if other < 0 {
+				continue
+			}
+			if into := bytes.Repeat([]byte{0xff}, other); s.CopyTo(into) || !bytes.Equal(into, make([]byte, other)) {
+				t.Errorf("%d bytes are copied to %d: %x", n, other, into)
+			}
+		}
+		s.Clear()
+		if s.CopyTo(into) || !bytes.Equal(into, make([]byte, n)) {
+			t.Errorf("%d bytes that were cleared: %x", n, into)
+		}
+	}
+	if (*Shared)(nil).CopyTo(nil) {
+		t.Error("nothing was copied")
+	}
+}
+
 func TestSharedThatIsCleared(t *testing.T) {
 	s := NewShared(counted(33))
 	for range 2 {

@@ -111,8 +111,12 @@ func (s *Store) Epochs(ctx context.Context) (store.Epochs, error) {
 }
 
 // Families passes on to the store below.
-func (s *Store) Families(ctx context.Context, scopes []key.Scope) ([]store.Family, error) {
-	return do(s.queries, "Families", reads, func() ([]store.Family, error) { return s.s.Families(ctx, scopes) })
+func (s *Store) Families(ctx context.Context, scopes []key.Scope) (list []store.Family, e store.Epochs, err error) {
+	list, err = do(s.queries, "Families", reads, func() (all []store.Family, err error) {
+		all, e, err = s.s.Families(ctx, scopes)
+		return all, err
+	})
+	return list, e, err
 }
 
 // Lacking passes on to the store below.

@@ -2,6 +2,7 @@ package memstore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -138,20 +139,27 @@ func (s *Store) AddPurposes(ctx context.Context, purposes []store.Purpose) error
 }
 
 // Families is as [store.Store] has it.
-func (s *Store) Families(ctx context.Context, scopes []key.Scope) ([]store.Family, error) {
+func (s *Store) Families(ctx context.Context, scopes []key.Scope) ([]store.Family, store.Epochs, error) {
+	if len(scopes) > store.MaxFamilies {
+		return nil, store.Epochs{}, fmt.Errorf("read %d scopes: the limit is %d", len(scopes), store.MaxFamilies)
+	}
 	d, err := s.read(ctx)
 	if err != nil {
-		return nil, err
+		return nil, store.Epochs{}, err
 	}
 	var list []store.Family
+	read := map[key.Scope]bool{}
 	for _, scope := range scopes {
-		if root := d.keys[d.scopes[scope]]; root != nil {
-			f := d.family(s.now(), root.ID, d.data[root.ID])
-			f.Epoch, f.Roots = 0, 0
-			list = append(list, f)
+		if root := d.keys[d.scopes[scope]]; root != nil && !read[scope] {
+			list = append(list, d.family(s.now(), root.ID, d.data[root.ID]))
+			read[scope] = true
 		}
 	}
-	return list, nil
+	e, err := d.allEpochs()
+	if errors.Is(err, store.ErrNotFound) {
+		err = nil
+	}
+	return list, e, err
 }
 
 // WasDestroyed is as [store.Store] has it.

@@ -29,9 +29,15 @@ where r.scope_id > $3::text::{scope_type}
     and not exists (select 1 from {schema}{prefix}_data_key d where d.root_key_id = r.private_id and d.purpose = $2::text)
 order by r.scope_id limit $1::bigint`)
 
-	familiesQuery = family(`
+	familiesQuery = define(`with
 r as (select * from {schema}{prefix}_root_key where scope_id = any ($1::text[]::{scope_type}[])),
-d as (select d.* from r join {schema}{prefix}_data_key d on d.root_key_id = r.private_id)`, true)
+d as (select d.* from r join {schema}{prefix}_data_key d on d.root_key_id = r.private_id)
+select 0, ''::text, ''::text, ''::text, floor(extract(epoch from statement_timestamp()))::bigint, 0::bigint,
+    coalesce((select seq from {schema}{prefix}_installation), 0), 0::bigint, 0::bigint,
+    (select inst from {schema}{prefix}_installation), null::bytea, null::bytea
+union all
+select 8, '', '', '', bucket, (sum(n) % 9223372036854775807)::bigint, 0, 0, 0, null, null, null
+from {schema}{prefix}_epoch group by bucket` + familyRows(true))
 )
 
 // Purposes implements [store.Store].
@@ -86,25 +92,29 @@ func (s *Store) WasDestroyed(ctx context.Context, id key.ID) (was bool, err erro
 }
 
 // Families implements [store.Store]. It takes one round trip.
-func (s *Store) Families(ctx context.Context, scopes []key.Scope) ([]store.Family, error) {
+func (s *Store) Families(ctx context.Context, scopes []key.Scope) ([]store.Family, store.Epochs, error) {
+	if len(scopes) > store.MaxFamilies {
+		return nil, store.Epochs{}, fmt.Errorf("read %d scopes: the limit is %d", len(scopes), store.MaxFamilies)
+	}
 	var args []string
 	for _, scope := range scopes {
 		arg, err := s.tables.scopeArg(scope)
 		if err != nil {
-			return nil, fmt.Errorf("read scope %q: %w", string(scope), err)
+			return nil, store.Epochs{}, fmt.Errorf("read scope %q: %w", string(scope), err)
 		}
 		args = append(args, arg)
 	}
 	var f rows.Families
+	var row rows.Row // one for all: there may be many
+	columns := row.Columns()
 	err := s.each(ctx, familiesQuery, []any{args}, func() { f = rows.Families{} }, func(scan func(...any) error) error {
-		var row rows.Row
-		if err := scan(row.Columns()...); err != nil {
+		if err := scan(columns...); err != nil {
 			return &rows.Error{Row: string(row.ID), Problem: err.Error()}
 		}
 		return f.Add(&row)
 	})
 	if err != nil {
-		return nil, s.tables.explain(ctx, "read scopes", err)
+		return nil, store.Epochs{}, s.tables.explain(ctx, "read scopes", err)
 	}
-	return f.Families(scopes), nil
+	return f.Families(scopes), f.Epochs, nil
 }

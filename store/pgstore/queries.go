@@ -124,10 +124,16 @@ func familyText(ctes string, withData bool) string {
 	if withData {
 		buckets += ` union all select {schema}{prefix}_bucket(private_id) from d`
 	}
-	text := `with ` + ctes + `
+	return `with ` + ctes + `
 select 0, ''::text, ''::text, ''::text, floor(extract(epoch from statement_timestamp()))::bigint,
     (select coalesce((sum(n) % 9223372036854775807)::bigint, 0) from {schema}{prefix}_epoch where bucket = any(array(` + buckets + `))),
-    coalesce((select seq from {schema}{prefix}_installation), 0), 0::bigint, 0::bigint, null::bytea, null::bytea, null::bytea
+    coalesce((select seq from {schema}{prefix}_installation), 0), 0::bigint, 0::bigint, null::bytea, null::bytea, null::bytea` +
+		familyRows(withData)
+}
+
+// familyRows is the rest of a statement that reads families, after what it reads of all.
+func familyRows(withData bool) string {
+	text := `
 union all
 select 1, private_id, '', scope_id::text,
     seq, head_version, rotate_every, max_messages, coalesce(rotate_at, 0), ik_kid, mac, null

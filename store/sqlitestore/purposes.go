@@ -3,11 +3,13 @@ package sqlitestore
 import (
 	"context"
 	"database/sql"
-	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/store"
+	"keyhold.example/keyhold/store/internal/rows"
 )
 
 var (
@@ -76,19 +78,50 @@ func (s *Store) WasDestroyed(ctx context.Context, id key.ID) (was bool, err erro
 	return was && err == nil, s.tables.explain(ctx, fmt.Sprintf("look for the tombstone of version %q", string(id)), err)
 }
 
-// Families implements [store.Store]. It is one statement for each scope.
-func (s *Store) Families(ctx context.Context, scopes []key.Scope) ([]store.Family, error) {
-	var list []store.Family
-	for _, scope := range scopes {
-		f, err := s.Scope(ctx, scope)
-		switch {
-		case errors.Is(err, store.ErrNotFound):
-		case err != nil:
-			return nil, err
-		default:
-			f.Epoch, f.Roots = 0, 0 // those of different moments
-			list = append(list, f)
+// familiesQueries read at most so many scopes, and stay prepared: a statement of SQLite's has no arrays.
+var familiesQueries = func() (list []sized) {
+	for _, n := range []int{1, 32, 512, store.MaxFamilies} {
+		list = append(list, sized{n, define(`with
+r as materialized (select * from {prefix}_root_key where scope_id in (` + strings.Repeat("?,", n-1) + `?)),
+d as materialized (select d.* from r cross join {prefix}_data_key d on d.root_key_id = r.private_id)
+select 0, '', '', '', cast(strftime('%s', 'now') as integer), 0,
+    coalesce((select seq from {prefix}_installation where only_row = 1), 0), 0, 0,
+    (select inst from {prefix}_installation where only_row = 1), null, null
+union all
+select 8, '', '', '', bucket, sum(n), 0, 0, 0, null, null, null from {prefix}_epoch group by bucket` + familyRows(true))})
+	}
+	return list
+}()
+
+type sized struct {
+	limit int
+	query query
+}
+
+// Families implements [store.Store]. It is one statement.
+func (s *Store) Families(ctx context.Context, scopes []key.Scope) ([]store.Family, store.Epochs, error) {
+	i := slices.IndexFunc(familiesQueries, func(q sized) bool { return len(scopes) <= q.limit })
+	if i < 0 {
+		return nil, store.Epochs{}, fmt.Errorf("read %d scopes: the limit is %d", len(scopes), store.MaxFamilies)
+	}
+	args := make([]any, familiesQueries[i].limit) // null is no scope
+	for n, scope := range scopes {
+		var err error
+		if args[n], err = s.tables.scopeArg(scope); err != nil {
+			return nil, store.Epochs{}, fmt.Errorf("read scope %q: %w", string(scope), err)
 		}
 	}
-	return list, nil
+	var f rows.Families
+	var row rows.Row // one for all: there may be many
+	columns := row.Columns()
+	err := s.each(ctx, familiesQueries[i].query, args, func(r *sql.Rows) error {
+		if err := r.Scan(columns...); err != nil {
+			return &rows.Error{Row: string(row.ID), Problem: err.Error()}
+		}
+		return f.Add(&row)
+	})
+	if err != nil {
+		return nil, store.Epochs{}, s.tables.explain(ctx, "read scopes", err)
+	}
+	return f.Families(scopes), f.Epochs, nil
 }

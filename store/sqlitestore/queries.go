@@ -61,7 +61,13 @@ func family(ctes string, withData bool, more ...string) query {
 	text := `with ` + ctes + `
 select 0, '', '', '', cast(strftime('%s', 'now') as integer),
     (select coalesce(sum(n), 0) from {prefix}_epoch where bucket in (` + buckets + `)),
-    coalesce((select seq from {prefix}_installation where only_row = 1), 0), 0, 0, null, null, null
+    coalesce((select seq from {prefix}_installation where only_row = 1), 0), 0, 0, null, null, null` + familyRows(withData)
+	return define(strings.Join(append([]string{text}, more...), "\nunion all"))
+}
+
+// familyRows is the rest of a statement that reads families, after what it reads of all.
+func familyRows(withData bool) string {
+	text := `
 union all
 select 1, private_id, '', cast(scope_id as text),
     seq, head_version, rotate_every, max_messages, coalesce(rotate_at, 0), ik_kid, mac, null
@@ -86,7 +92,7 @@ union all
 select 6, t.private_id, t.key_id, '', t.version, 0, t.alg, t.destroyed, 0, null, t.commitment, null
 from d cross join {prefix}_tombstone t on t.key_id = d.private_id`
 	}
-	return define(strings.Join(append([]string{text}, more...), "\nunion all"))
+	return text
 }
 
 const byScope = `

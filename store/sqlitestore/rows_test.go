@@ -113,7 +113,7 @@ var reads = map[string]func(ctx context.Context, s *Store, q store.Queries) (any
 	"Scope":  func(ctx context.Context, _ *Store, q store.Queries) (any, error) { return timeless(q.Scope(ctx, "a")) },
 	"Scopes": func(ctx context.Context, _ *Store, q store.Queries) (any, error) { return q.Scopes(ctx, "", 10) },
 	"Families": func(ctx context.Context, s *Store, _ store.Queries) (any, error) {
-		all, err := s.Families(ctx, []key.Scope{"a", "b"})
+		all, _, err := s.Families(ctx, []key.Scope{"a", "b"})
 		for i := range all {
 			all[i].Now = 0
 		}

@@ -12,6 +12,9 @@ var epochTests = []test{
 		e.migrate()
 		_, err := e.s.Epochs(e.ctx)
 		e.wantClass("Epochs", err, store.ErrNotFound)
+		if list, epochs, err := e.s.Families(e.ctx, []key.Scope{e.scope(1)}); err != nil || len(list) != 0 || len(epochs.Inst) != 0 || epochs.Seq != 0 {
+			e.Errorf("Families: %v, %v, %v; want none", list, epochs, err)
+		}
 	}},
 	{"they are the installation's", initialized(func(e *env) {
 		in, err := e.s.Installation(e.ctx)
@@ -123,6 +126,11 @@ func (e *env) readWith(keys []store.Key, when string) {
 	}
 	f, err = e.s.Scope(e.ctx, scope)
 	wants("the scope", f, err, ids...)
+	list, read, err := e.s.Families(e.ctx, []key.Scope{scope})
+	if err != nil || len(list) != 1 || read.Keys != epochs.Keys || read.Seq != epochs.Seq || !bytes.Equal(read.Inst, epochs.Inst) {
+		e.Fatalf("%s, Families: %d with %v, %v; want one with %v", when, len(list), read, err, epochs)
+	}
+	wants("one of many scopes", list[0], err, ids...)
 }
 
 // changes asserts that f moves on the epochs of these keys, and no others.

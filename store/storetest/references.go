@@ -1,6 +1,7 @@
 package storetest
 
 import (
+	"errors"
 	"fmt"
 
 	"keyhold.example/keyhold/key"
@@ -112,8 +113,8 @@ var referenceTests = []test{
 		e.create(e.m.Scope(e.scope(1), "one", "two")...)
 		e.create(e.m.Scope(e.scope(2))...)
 		e.create(e.m.Scope(e.scope(3), "one")...)
-		asked := []key.Scope{e.scope(3), e.scope(9), e.scope(1), e.scope(2)}
-		got, err := e.s.Families(e.ctx, asked)
+		asked := []key.Scope{e.scope(3), e.scope(9), e.scope(1), e.scope(3), e.scope(2)}
+		got, _, err := e.s.Families(e.ctx, asked)
 		if err != nil || len(got) != 3 {
 			e.Fatalf("Families: %d, %v; want 3", len(got), err)
 		}
@@ -124,8 +125,34 @@ var referenceTests = []test{
 			}
 			nearNow(e.T, "Now", got[i].Now)
 		}
-		if none, err := e.s.Families(e.ctx, nil); err != nil || len(none) != 0 {
+		if none, _, err := e.s.Families(e.ctx, nil); err != nil || len(none) != 0 {
 			e.Errorf("Families of none: %v, %v", none, err)
+		}
+	})},
+	{"families of many scopes, and of too many", initialized(func(e *env) {
+		e.create(e.m.Scope(e.scope(1), "one")...)
+		e.create(e.m.Scope(e.scope(40), "one")...)
+		var asked []key.Scope
+		for n := range store.MaxFamilies {
+			asked = append(asked, e.scope(n+1))
+		}
+		for _, n := range []int{1, 2, 40, 600, store.MaxFamilies} {
+			want := min(n/40, 1) + 1
+			if got, _, err := e.s.Families(e.ctx, asked[:n]); err != nil || len(got) != want {
+				e.Errorf("Families of %d scopes: %d, %v; want %d", n, len(got), err, want)
+			}
+		}
+		if _, _, err := e.s.Families(e.ctx, append(asked, e.scope(0))); err == nil {
+			e.Errorf("Families of more than %d scopes: no error", store.MaxFamilies)
+		}
+	})},
+	{"families of a malformed scope are an error", initialized(func(e *env) {
+		if e.h.ScopeName == nil {
+			e.Skip("any text is a scope")
+		}
+		_, _, err := e.s.Families(e.ctx, []key.Scope{e.scope(1), "no such type"})
+		if _, ok := errors.AsType[*key.InvalidError](err); !ok {
+			e.Errorf("Families: %v, want an InvalidError", err)
 		}
 	})},
 }

@@ -363,7 +363,7 @@ func (e *env) generatorRead(ref key.Ref, version key.ID, want string) {
 		"KeyOfVersion": func(s store.Store) (store.Family, error) { return s.KeyOfVersion(e.ctx, version) },
 		"Scope":        func(s store.Store) (store.Family, error) { return s.Scope(e.ctx, ref.Scope) },
 		"Families": func(s store.Store) (store.Family, error) {
-			list, err := s.Families(e.ctx, []key.Scope{ref.Scope})
+			list, _, err := s.Families(e.ctx, []key.Scope{ref.Scope})
 			return append(list, store.Family{})[0], err
 		},
 	} {

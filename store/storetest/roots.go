@@ -412,7 +412,8 @@ func (e *env) rootsRead(q store.Queries, keys []store.Key, want uint64) {
 			e.Errorf("%s: with the slots of %d, %v; want %d", what, f.Roots, err, want)
 		}
 	}
-	if list, err := e.s.Families(e.ctx, []key.Scope{ref.Scope}); err != nil || len(list) != 1 || list[0].Roots != 0 {
-		e.Errorf("Families: %+v, %v; want one, without it", list, err)
+	list, epochs, err := e.s.Families(e.ctx, []key.Scope{ref.Scope})
+	if err != nil || len(list) != 1 || list[0].Roots != want || epochs.Seq != want {
+		e.Errorf("Families: %+v, %v, %v; want one, with the slots of %d", list, epochs, err, want)
 	}
 }

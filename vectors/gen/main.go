@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	wrapping "github.com/hashicorp/go-kms-wrapping/v2"
 	"github.com/hashicorp/go-kms-wrapping/v2/aead"
@@ -252,10 +253,11 @@ func (g *generator) messages(dek *seal.Key) error {
 		return err
 	}
 	id := dek.Identity()
-	for i, sealer := range []func(dst, plaintext []byte, context string) ([]byte, error){m.Seal, m.SealDetached} {
+	for i, sealer := range []func(_, _ []byte, _ *envelope.Parts, _ time.Duration) ([]byte, error){m.Seal, m.SealDetached} {
 		for _, size := range []int{0, 5, 1000} {
 			plaintext, c := vectors.Hex(random(size)), string(random(size%7))
-			ciphertext, err := sealer(nil, plaintext, c)
+			parts := envelope.WholeContext(c)
+			ciphertext, err := sealer(nil, plaintext, &parts, 0)
 			if err != nil {
 				return err
 			}

@@ -21,6 +21,7 @@ const (
 	DataVersion
 	DataTombstone
 	Name
+	Epoch
 )
 
 // Row is one row of a family, as the statement of every store returns it. Which column has what, depends on Table.
@@ -162,24 +163,31 @@ func sortKey(k *store.Key) {
 	slices.SortFunc(k.Tombstones, func(a, b store.Tombstone) int { return int(a.Number) - int(b.Number) })
 }
 
-// Families are families of which some rows were read. The zero value is none.
+// Families are families of which some rows were read, and the epochs. The zero value is none.
 type Families struct {
+	Epochs store.Epochs
+
 	now   int64
 	roots map[key.ID]*Family // by the ids of root keys and data keys
 }
 
-// Add adds a row. Every row comes after that of its root key, and a version or tombstone after that of its key.
+// Add adds a row. Those of the epochs come first, every row after that of its root key, and a version or tombstone
+// after that of its key. The row's slices are kept, and the row is not.
 func (f *Families) Add(r *Row) error {
 	owner := r.Owner
+	var n Numbers
 	switch r.Table {
 	case Now:
-		f.now = r.A
-		return nil
+		f.now, f.Epochs.Inst, f.Epochs.Seq = r.A, r.X, Fit[uint64](&n, r.C)
+		return n.Check("now")
+	case Epoch:
+		f.Epochs.Keys[Fit[uint64](&n, r.A)%store.Buckets] = Fit[uint64](&n, r.B)
+		return n.Check("epochs")
 	case Root:
 		if f.roots == nil {
 			f.roots = map[key.ID]*Family{}
 		}
-		f.roots[r.ID] = &Family{f: store.Family{Now: f.now}}
+		f.roots[r.ID] = &Family{f: store.Family{Now: f.now, Roots: f.Epochs.Seq}}
 		owner = r.ID
 	case Data:
 		if root := f.roots[owner]; root != nil {
@@ -192,21 +200,30 @@ func (f *Families) Add(r *Row) error {
 	return r.orphan()
 }
 
-// Families are those of the scopes that are there, in the order of scopes.
+// Families are those of the scopes that are there, in the order of scopes, each with its epoch.
 func (f *Families) Families(scopes []key.Scope) []store.Family {
-	found := map[key.Scope]*Family{}
+	found := make(map[key.Scope]*Family, len(scopes))
 	for _, family := range f.roots {
 		found[family.f.Root.Scope] = family
 	}
-	var list []store.Family
+	list := make([]store.Family, 0, len(found))
+	var ids []key.ID
 	for _, scope := range scopes {
-		if family := found[scope]; family != nil {
-			delete(found, scope) // a scope may be named twice
-			whole, err := family.Family()
-			if err == nil {
-				list = append(list, whole)
-			}
+		family := found[scope]
+		if family == nil {
+			continue
 		}
+		delete(found, scope) // a scope may be named twice
+		whole, err := family.Family()
+		if err != nil {
+			continue
+		}
+		ids = append(ids[:0], whole.Root.ID)
+		for i := range whole.Data {
+			ids = append(ids, whole.Data[i].ID)
+		}
+		whole.Epoch = f.Epochs.Of(ids...)
+		list = append(list, whole)
 	}
 	return list
 }

@@ -67,6 +67,37 @@ func TestFamily(t *testing.T) {
 	}
 }
 
+func TestFamiliesAreReadWithTheirEpochs(t *testing.T) {
+	var all Families
+	for _, r := range append([]Row{
+		{Table: Now, A: 7, C: 12, X: []byte("inst")}, {Table: Epoch, A: 0, B: 11}, {Table: Epoch, A: 11, B: 5}, {Table: Epoch, A: 31, B: 4},
+		{Table: Root, ID: "krk_zz", Name: "other"},
+	}, some()[1:]...) {
+		if err := all.Add(&r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := all.Families([]key.Scope{"scope", "none", "other", "scope"})
+	if len(got) != 2 || got[0].Root.Scope != "scope" || got[1].Root.Scope != "other" {
+		t.Fatalf("%+v; want two", got)
+	}
+	want, err := family(t, some()...)
+	want.Epoch = all.Epochs.Of("krk_a", "kdk_b", "kdk_z")
+	if d := cmp.Diff(want, got[0]); d != "" || err != nil {
+		t.Errorf("%v (-want +got):\n%s", err, d)
+	}
+	e := store.Epochs{Inst: []byte("inst"), Seq: 12}
+	e.Keys[0], e.Keys[11], e.Keys[31] = 11, 5, 4
+	if d := cmp.Diff(e, all.Epochs); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
+	}
+	for _, r := range []Row{{Table: Epoch, A: -1}, {Table: Epoch, B: -1}, {Table: Now, C: -1}} {
+		if bad, ok := errors.AsType[*Error](all.Add(&r)); !ok {
+			t.Errorf("%+v: %v", r, bad)
+		}
+	}
+}
+
 func TestName(t *testing.T) {
 	row := Row{Table: Name, Owner: "krk_a", Name: "n", A: 9, B: 65535, C: 1, X: []byte("ik"), Y: []byte("mac"), Z: []byte("generator")}
 	want := store.Name{
