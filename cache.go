@@ -281,7 +281,7 @@ func (c *cache) toRefresh(now *reading, clock instant, after time.Duration, back
 		if len(refs) == limit {
 			break
 		}
-		if s.used.Load() && (!s.valid(now, seals) || clock.since(s.read) >= after) {
+		if s.used.Load() && (!s.valid(now, seals) || clock.since(s.read.instant()) >= after) {
 			refs = append(refs, s.key())
 		}
 	}
@@ -458,7 +458,7 @@ func (c *cache) ages(now instant) map[key.Purpose]time.Duration {
 	ages := map[key.Purpose]time.Duration{}
 	for _, s := range c.snapshots.all() {
 		read, root, data := s.rows.times()
-		purpose, since := s.key().Purpose, now.since(s.read)
+		purpose, since := s.key().Purpose, now.since(s.read.instant())
 		ages[""] = max(time.Duration(read-root)*time.Second+since, ages[""])
 		ages[purpose] = max(time.Duration(read-data)*time.Second+since, ages[purpose])
 	}

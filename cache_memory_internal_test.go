@@ -85,7 +85,7 @@ var shapes = []struct{ scopes, keys int }{{100, 1}, {1, 100}}
 
 // A key that was sealed with once takes at most 2 KiB, whatever it takes them for.
 func TestWhatACachedKeyTakes(t *testing.T) {
-	const limit = 2500
+	const limit = 2048
 	for _, shape := range shapes {
 		if _, each := withKeys(t, 100*shape.scopes, shape.keys); each > limit {
 			t.Errorf("each of the keys of %d scopes takes %d bytes, want at most %d", 100*shape.scopes, each, limit)

@@ -17,15 +17,23 @@ type snapshot struct {
 	rows   packed
 	roots  error       // as of a family
 	epochs *reading    // nil if the key was changed here, so that it has to be read again
-	read   instant     // before
+	read   stamp       // before
 	begun  uint64      // and after: how many questions had begun
 	ring   uint64      // and before: how often there were other installation keys
 	used   atomic.Bool // since it was read
 }
 
+// stamp is an instant, in less room.
+type stamp struct {
+	mono time.Duration
+	wall int64 // nanoseconds since 1970
+}
+
+func (s stamp) instant() instant { return instant{mono: s.mono, wall: time.Unix(0, s.wall)} }
+
 // keep is the snapshot of a data key that was read, and is not older than what was seen; nobody has used it.
 func (fam *family) keep(epochs *reading, read instant, begun, ring uint64) *snapshot {
-	return &snapshot{rows: pack(&fam.Family), roots: fam.roots, epochs: epochs, read: read, begun: begun, ring: ring}
+	return &snapshot{rows: pack(&fam.Family), roots: fam.roots, epochs: epochs, read: stamp{read.mono, read.wall.UnixNano()}, begun: begun, ring: ring}
 }
 
 // family is what was read. It belongs to the caller.
@@ -116,7 +124,7 @@ func (r reader) snapshotOf(ctx context.Context, ref key.Ref) (fam family, _ *ans
 	ok = ok && s.valid(now.reading, r.use)
 	// What names an installation key that is over cannot be opened once more.
 	ok = ok && (now.away != nil || s.ring == r.m.ring.changes.Load())
-	if ok && (now.away != nil || r.m.epochs.clock().since(s.read) < r.m.snapshotLife) {
+	if ok && (now.away != nil || r.m.epochs.clock().since(s.read.instant()) < r.m.snapshotLife) {
 		r.m.telemetry.hits.add()
 		fam = s.family()
 		return fam, &now, r.durable(ctx, headIDOf(&fam), s.begun)
@@ -126,7 +134,7 @@ func (r reader) snapshotOf(ctx context.Context, ref key.Ref) (fam family, _ *ans
 	switch {
 	case err == nil && !fam.older:
 		return fam, nil, r.durable(ctx, headIDOf(&fam), r.m.epochs.begun.Load())
-	case ok && errors.Is(err, store.ErrUnavailable) && r.m.epochs.clock().since(s.read) < r.m.epochs.lives[r.use]:
+	case ok && errors.Is(err, store.ErrUnavailable) && r.m.epochs.clock().since(s.read.instant()) < r.m.epochs.lives[r.use]:
 		now.away = err
 		fam = s.family()
 		return fam, &now, r.durable(ctx, headIDOf(&fam), s.begun)
@@ -151,7 +159,7 @@ func (r reader) fill(ctx context.Context, ref key.Ref, now *reading, uses bool) 
 
 // isFresh says whether a snapshot may be used whose epochs are those of now.
 func (r reader) isFresh(s *snapshot) bool {
-	return s.ring == r.m.ring.changes.Load() && r.m.epochs.clock().since(s.read) < r.m.snapshotLife
+	return s.ring == r.m.ring.changes.Load() && r.m.epochs.clock().since(s.read.instant()) < r.m.snapshotLife
 }
 
 func (r reader) fillIn(ctx context.Context, f *filling, ref key.Ref, now *reading, uses bool) (family, error) {
@@ -324,7 +332,7 @@ func (r reader) keptOpening(id key.ID, now answer) (family, *store.Version, bool
 		s.used.Store(true)
 	}
 	if !ok || !s.valid(now.reading, r.use) ||
-		now.away == nil && (s.ring != r.m.ring.changes.Load() || r.m.epochs.clock().since(s.read) >= r.m.snapshotLife) {
+		now.away == nil && (s.ring != r.m.ring.changes.Load() || r.m.epochs.clock().since(s.read.instant()) >= r.m.snapshotLife) {
 		return family{}, nil, false
 	}
 	fam := s.family()
