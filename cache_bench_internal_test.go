@@ -3,7 +3,6 @@ package keyhold
 import (
 	"testing"
 
-	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/localroot"
 	"keyhold.example/keyhold/store/memstore"
 )
@@ -52,7 +51,7 @@ func BenchmarkKept(b *testing.B) {
 		}
 	})
 	b.Run("row", func(b *testing.B) {
-		fam, err := m.committed().key(b.Context(), key.Ref(inner))
+		fam, err := m.committed().key(b.Context(), inner)
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -61,7 +61,7 @@ func (l *lru[K, V]) findBy(k K, hash uint32) int32 {
 	return 0
 }
 
-func hashKey[K comparable](k K) uint32 { return uint32(maphash.Comparable(lruSeed, k)) } //nolint:gosec // half of it will do
+func hashKey[K comparable](k K) uint32 { return uint32(maphash.Comparable(lruSeed, k)) }
 
 // peek is get, for who does not use the value.
 func (l *lru[K, V]) peek(k K) (v V, ok bool) { return l.value(l.find(k)) }
@@ -293,7 +293,7 @@ func (s *slab[T]) len() int32 {
 		return 0
 	}
 	last := len(s.parts) - 1
-	return int32(last*slabPart + len(s.parts[last])) //nolint:gosec // it has one entry for each of an lru
+	return int32(last*slabPart + len(s.parts[last]))
 }
 
 // add appends a zero and returns its index.

@@ -52,7 +52,7 @@ func (p packed) number() (n uint64, rest packed) {
 
 func (p packed) signed() (n int64, rest packed) {
 	u, rest := p.number()
-	return int64(u>>1) ^ -int64(u&1), rest //nolint:gosec // as encoding/binary has it
+	return int64(u>>1) ^ -int64(u&1), rest
 }
 
 // ids are those of the root key and of the data key.
@@ -190,12 +190,12 @@ func (u *unpacker) signed() (n int64) {
 func (u *unpacker) span() (from, to int) {
 	n := u.number()
 	if n&1 == 1 {
-		from = int(u.number()) //nolint:gosec // it was one
+		from = int(u.number())
 	} else {
 		from = len(u.whole) - len(u.rest)
 		u.rest = u.rest[n>>1:]
 	}
-	return from, from + int(n>>1) //nolint:gosec // it was one
+	return from, from + int(n>>1)
 }
 
 func (u *unpacker) text() string {
