@@ -3,7 +3,6 @@ package keyhold
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -11,6 +10,7 @@ import (
 	"testing/synctest"
 
 	"keyhold.example/keyhold/internal/bubble"
+	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/localroot"
 	"keyhold.example/keyhold/store"
 	"keyhold.example/keyhold/store/faultstore"
@@ -176,8 +176,10 @@ func TestAStampedeUnwrapsOnce(t *testing.T) {
 					k = &fam.Root
 				}
 				let, failed := make(chan struct{}), errors.New("it does not open")
+				is, err := rowOf(&fam.Family, k, &k.Versions[0])
+				check(t, err)
 				go func() {
-					_, _ = m.cache.openOnce(&k.Versions[0], func() (opened, error) {
+					_, _ = m.cache.openOnce(k.Kind, is, func() (opened, error) {
 						<-let
 						return opened{}, failed
 					})
@@ -203,18 +205,21 @@ func TestAStampedeUnwrapsOnce(t *testing.T) {
 func TestAVersionIsOpenedOnceAtATime(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		c := newCache(10)
-		row := func(blob string) *store.Version {
-			return &store.Version{ID: "kdkv_1", Number: 1, Commit: []byte("commit"), Blob: []byte(blob)}
+		row := func(blob string) openedRow {
+			v := store.Version{ID: "krkv_1", Number: 1, Commit: make([]byte, 32), Blob: []byte(blob)}
+			is, err := rowOf(nil, &store.Key{Kind: key.KEK}, &v)
+			check(t, err)
+			return is
 		}
-		let, did := make(chan struct{}), make(chan string, herd)
-		open := func(v *store.Version) error {
-			o, err := c.openOnce(v, func() (opened, error) {
-				did <- string(v.Blob)
+		let, did := make(chan struct{}), make(chan openedRow, herd)
+		open := func(is openedRow) error {
+			o, err := c.openOnce(key.KEK, is, func() (opened, error) {
+				did <- is
 				<-let
-				return c.keep(opened{row: *v}), nil
+				return c.keep(key.KEK, openedKey{openedRow: is}), nil
 			})
-			if err == nil && !o.same(v) {
-				err = fmt.Errorf("another row was opened than %q: %q", v.Blob, o.row.Blob)
+			if err == nil && o.openedRow != is {
+				err = errors.New("another row was opened")
 			}
 			return err
 		}
@@ -242,7 +247,7 @@ func TestAVersionIsOpenedOnceAtATime(t *testing.T) {
 		let = make(chan struct{})
 		go func() {
 			defer func() { _ = recover() }()
-			_, _ = c.openOnce(row("x"), func() (opened, error) {
+			_, _ = c.openOnce(key.KEK, row("x"), func() (opened, error) {
 				<-let
 				panic("no")
 			})
