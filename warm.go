@@ -273,7 +273,7 @@ func (w *warming) key(b *batch, begun uint64, fam *family) {
 	c, data := w.m.cache, &fam.Data[0]
 	ref := key.Ref{Scope: fam.Root.Scope, Purpose: data.Purpose}
 	c.compare(ref, fam)
-	if fam.older || !w.takes(w.keys, data.ID) {
+	if fam.older || !w.place(w.keys, data.ID) {
 		return
 	}
 	s := &snapshot{family: *fam, epochs: b.now, read: b.began, begun: begun, ring: b.ring}
@@ -309,14 +309,14 @@ func (w *warming) key(b *batch, begun uint64, fam *family) {
 // open opens a version, and what wraps it, if there is room for both.
 func (w *warming) open(fam *family, v *store.Version) (bool, error) {
 	data := &fam.Data[0]
-	if !w.takes(w.versions, v.Parent) {
+	if !w.place(w.versions, v.Parent) {
 		return false, nil
 	}
 	if v.Alg != key.Message && v.Alg != key.Raw {
 		_, err := w.r.anyParent(&fam.Family, v.Parent)
 		return err == nil, err
 	}
-	if !w.takes(w.versions, v.ID) {
+	if !w.place(w.versions, v.ID) {
 		return false, nil
 	}
 	_, err := w.r.open(&fam.Family, data, v)
@@ -358,8 +358,8 @@ func (w *warming) openOldOf(fam *family) {
 	}
 }
 
-// takes takes a place for the key or version, if it has none and there is one left.
-func (w *warming) takes(taken map[key.ID]bool, id key.ID) bool {
+// place takes a place for the key or version, if it has none and there is one left.
+func (w *warming) place(taken map[key.ID]bool, id key.ID) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if !taken[id] && len(taken) >= w.m.cache.limit {
