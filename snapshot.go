@@ -299,6 +299,12 @@ func (r reader) readKeyOf(ctx context.Context, id key.ID, now *reading) (family,
 // keptOpening is the version with the given id, if its key is kept and may be used.
 func (r reader) keptOpening(id key.ID, now answer) (family, *store.Version, bool) {
 	ref, ok := r.m.cache.refOf(id)
+	if kid, isKID := id.KID(); !ok && isKID {
+		h := r.m.hotKeys.find(&hotName{what: versionWithKID, kid: kid})
+		if ok = h != nil; ok {
+			ref = h.ref
+		}
+	}
 	if !ok {
 		return family{}, nil, false
 	}
