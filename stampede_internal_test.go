@@ -35,7 +35,8 @@ func newStampede(t *testing.T) *stampede {
 	check(t, err)
 	mem := memstore.New()
 	cfg := Config{
-		Root: root, Purposes: []Purpose{inner.Purpose}, RawPurposes: []Purpose{"raw"}, IndexPurposes: []Purpose{"index"}, Initialize: true,
+		Root: root, Initialize: true,
+		Purposes: []Purpose{inner.Purpose}, RawPurposes: []Purpose{"raw"}, IndexPurposes: []Purpose{"index"},
 	}
 	m, err := New(t.Context(), mem, cfg)
 	check(t, err)
