@@ -243,13 +243,15 @@ func TestAStampedeUnwrapsOnce(t *testing.T) {
 func TestAKeyThatWasKeptJustNowIsNotReadAgain(t *testing.T) {
 	c, now := newCache(10), &reading{}
 	yes, no := func(*snapshot) bool { return true }, func(*snapshot) bool { return false }
-	fam := family{Family: store.Family{Root: store.Key{ID: "krk_a"}, Data: []store.Key{{ID: "kdk_a"}}}}
+	fam := family{Family: store.Family{
+		Root: store.Key{ID: "krk_a", Scope: inner.Scope}, Data: []store.Key{{ID: "kdk_a", Purpose: inner.Purpose}},
+	}}
 	first, mine := c.filling(inner, now, nil, yes)
 	if !mine {
 		t.Fatal("somebody else reads it")
 	}
 	first.family = fam
-	c.filled(inner, first, &snapshot{family: fam, epochs: now})
+	c.filled(inner, first, fam.keep(now, instant{}, 0, 0))
 	c.keepRef("kdkv_a", inner)
 	for _, of := range []any{inner, key.ID("kdkv_a")} {
 		for what, again := range map[string]struct {
