@@ -40,14 +40,12 @@ func (p *pace) next() int {
 // took says how long it took to write so many rows. Of a batch that was smaller than it could have been, only that it
 // took too long says something.
 func (p *pace) took(rows int, d time.Duration) {
-	now := p.next()
-	switch {
+	switch now := p.next(); {
 	case d > paceTarget:
-		now = min(now, rows) / 2
+		p.rows = max(min(now, rows)/2, paceLeast)
 	case d < paceTarget/2 && rows >= now:
-		now *= 2
+		p.rows = min(max(2*now, paceLeast), paceMost)
 	}
-	p.rows = min(max(now, paceLeast), paceMost)
 }
 
 // cut is how many of n items, of which each has so many rows, are written next: at least one.
@@ -61,7 +59,9 @@ func (p *pace) cut(n int, rows func(i int) int) (items, total int) {
 
 // ahead gives what next returns to use, and calls next again meanwhile, until it says that there is no more. It returns
 // the first error of either, and after it calls neither again.
-func ahead[T any](ctx context.Context, next func(context.Context) (batch T, more bool, err error), use func(context.Context, T) error) error {
+func ahead[T any](
+	ctx context.Context, next func(context.Context) (batch T, more bool, err error), use func(context.Context, T) error,
+) error {
 	type made struct {
 		batch T
 		more  bool

@@ -56,7 +56,7 @@ func TestPaceCutsAtLeastOneItem(t *testing.T) {
 func TestAheadEndsWithTheFirstError(t *testing.T) {
 	ctx := t.Context()
 	var made atomic.Int64
-	next := func(ctx context.Context) (int64, bool, error) {
+	next := func(context.Context) (int64, bool, error) {
 		n := made.Add(1)
 		return n, n < 5, nil
 	}
@@ -67,7 +67,8 @@ func TestAheadEndsWithTheFirstError(t *testing.T) {
 	}
 	wrong := errors.New("wrong")
 	made.Store(0)
-	if err := ahead(ctx, next, func(context.Context, int64) error { return wrong }); !errors.Is(err, wrong) || made.Load() > 2 {
+	err := ahead(ctx, next, func(context.Context, int64) error { return wrong })
+	if !errors.Is(err, wrong) || made.Load() > 2 {
 		t.Errorf("use failed: %v after %d were made", err, made.Load())
 	}
 	used = nil
@@ -77,7 +78,7 @@ func TestAheadEndsWithTheFirstError(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	endless := func(context.Context) (int64, bool, error) { return 0, true, nil }
-	err := ahead(ctx, endless, func(ctx context.Context, _ int64) error { cancel(); return nil })
+	err = ahead(ctx, endless, func(context.Context, int64) error { cancel(); return nil })
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("its context ended: %v", err)
 	}

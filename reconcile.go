@@ -110,7 +110,9 @@ func (w *reconciliation) run(ctx context.Context) error {
 }
 
 // prepare reads some scopes, and makes the keys that they lack. refused is whether the database refused some before.
-func (w *reconciliation) prepare(ctx context.Context, scopes []key.Scope, refused bool) (missing missingKeys, err error) {
+func (w *reconciliation) prepare(
+	ctx context.Context, scopes []key.Scope, refused bool,
+) (missing missingKeys, err error) {
 	err = w.m.step(ctx, func(ctx context.Context) error {
 		families, _, err := w.m.store.Families(ctx, scopes)
 		if err != nil {

@@ -10,13 +10,14 @@ import (
 )
 
 // RewrapAll is [Manager.Rewrap] for all scopes that have something to rewrap, many at once, and says how many versions
-// it wrapped. done is called for each of them, one at a time, with the number of its versions that were wrapped and with
-// what is wrong with it; it may be nil. What is wrong with one keeps no other from being rewrapped; the error joins all of
-// it. It may be interrupted and repeated, and run by several at once. A scope that is changed meanwhile may be missed.
+// it wrapped. done, which may be nil, is called for each of them, one at a time, with the number of its versions that
+// were wrapped and with what is wrong with it. What is wrong with one keeps no other from being rewrapped; the error
+// joins all of it. It may be interrupted and repeated, and run by several at once. A scope that is changed meanwhile
+// may be missed.
 //
-// It takes a round trip for each thousand scopes, one for each 250 that have something to rewrap, and one for each batch
-// of versions, which is as large as a transaction of about 100 ms allows; [Config.Timeout] limits each of them, and ctx
-// all of it. The other errors are [ErrUnavailable] and ctx's; those end it.
+// It takes a round trip for each thousand scopes, one for each 250 that have something to rewrap, and two for each
+// batch of versions, which is as large as a transaction of about 100 ms allows; [Config.Timeout] limits each of them,
+// and ctx all of it. The other errors are [ErrUnavailable], [ErrClosed] and ctx's; those end it.
 func (m *Manager) RewrapAll(ctx context.Context, done func(scope Scope, n int, err error)) (int, error) {
 	total := 0
 	var broken []error
