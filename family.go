@@ -59,6 +59,11 @@ func (r reader) key(ctx context.Context, ref key.Ref) (family, error) {
 		return family{}, err
 	}
 	fam, err := r.read(ctx, func(ctx context.Context) (store.Family, error) { return r.q.Key(ctx, ref) })
+	return keyIn(fam, ref, err)
+}
+
+// keyIn is a family that was read for ref, if it is ref's.
+func keyIn(fam family, ref key.Ref, err error) (family, error) {
 	switch {
 	case errors.Is(err, store.ErrNotFound):
 		return fam, fmt.Errorf("scope %q: %w", ref.Scope, store.ErrNotFound)

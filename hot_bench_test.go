@@ -77,7 +77,7 @@ func BenchmarkHotLookup(b *testing.B) {
 				}
 			})
 		})
-		order := rand.Perm(n) //nolint:gosec // nothing depends on it
+		order := rand.Perm(n)
 		b.Run(fmt.Sprintf("keys=%d/random", n), func(b *testing.B) {
 			b.ReportAllocs()
 			for i := 0; b.Loop(); i++ {
@@ -86,7 +86,7 @@ func BenchmarkHotLookup(b *testing.B) {
 		})
 		b.Run(fmt.Sprintf("keys=%d/random/parallel", n), func(b *testing.B) {
 			b.RunParallel(func(pb *testing.PB) {
-				for i := rand.IntN(n); pb.Next(); i++ { //nolint:gosec // nothing depends on it
+				for i := rand.IntN(n); pb.Next(); i++ {
 					found(b, order[i%n])
 				}
 			})

@@ -130,35 +130,17 @@ func (s *sweep) alone(ctx context.Context, name string, do func(context.Context,
 const lagPage = 1000
 
 func (s *sweep) rewrapAll(ctx context.Context, held *rotor.Held) error {
-	for after := key.ID(""); ; {
-		var scopes []key.Scope
-		var next key.ID
-		err := s.m.step(ctx, func(ctx context.Context) (err error) {
-			scopes, next, err = s.m.store.Lagging(ctx, after, lagPage)
-			return err
-		})
-		if err != nil {
-			return err
-		}
-		for _, scope := range scopes {
-			if err := held.Prolong(ctx); err != nil {
-				return err
-			}
-			err := s.rewrap(ctx, scope, held.Lease())
-			switch {
-			case err == nil, errors.Is(err, store.ErrNotFound), errors.Is(err, store.ErrConflict):
-			case ctx.Err() != nil:
-				return err
-			default:
-				s.swept.Failed++
-				s.m.tell(ctx, Event{Kind: RewrapFailed, Ref: key.Ref{Scope: scope}, Err: err})
-			}
-		}
-		if next == "" {
-			return nil
-		}
-		after = next
+	prolonged := func(ctx context.Context) (*store.Lease, error) {
+		err := held.Prolong(ctx)
+		return held.Lease(), err
 	}
+	return s.m.rewrapAll(ctx, prolonged, func(scope key.Scope, n int, err error) {
+		s.rewrapped(ctx, scope, n)
+		if err != nil {
+			s.swept.Failed++
+			s.m.tell(ctx, Event{Kind: RewrapFailed, Ref: key.Ref{Scope: scope}, Err: err})
+		}
+	})
 }
 
 // rewrap wraps a scope's data keys under its root key's head. It is [store.ErrConflict] if somebody else was at it, or
@@ -167,9 +149,14 @@ func (s *sweep) rewrap(ctx context.Context, scope key.Scope, under *store.Lease)
 	r := s.m.committed()
 	r.under = under
 	n, err := r.rewrap(ctx, scope)
+	s.rewrapped(ctx, scope, n)
+	return err
+}
+
+// rewrapped counts versions that were rewrapped, and tells of them.
+func (s *sweep) rewrapped(ctx context.Context, scope key.Scope, n int) {
 	s.swept.Rewrapped += n
 	if n > 0 {
 		s.m.tell(ctx, Event{Kind: Rewrapped, Ref: key.Ref{Scope: scope}, Count: n})
 	}
-	return err
 }

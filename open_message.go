@@ -1,6 +1,7 @@
 package keyhold
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -38,8 +39,11 @@ func (m *Manager) AppendOpen(ctx context.Context, dst []byte, ref key.Ref, ciphe
 	}
 	if h := m.hotOpening(msg.KID, &aad); h != nil && h.ref == ref {
 		plaintext, err := h.messages.Open(dst, ciphertext, &aad.parts)
-		if !errors.Is(err, seal.ErrClosed) {
-			return m.opened(ctx, h, plaintext, err)
+		switch {
+		case err == nil:
+			return plaintext, nil
+		case !errors.Is(err, seal.ErrClosed):
+			return nil, m.refusedOpen(ctx, h, nil)
 		}
 	}
 	return m.open(ctx, m.hot(opens), dst, ref, key.VersionID(key.DEK, msg.KID), ciphertext, aad, false)
@@ -61,8 +65,11 @@ func (m *Manager) OpenDetached(ctx context.Context, ref key.Ref, id key.ID, ciph
 	if kid, ok := id.KID(); ok {
 		if h := m.hotOpening(kid, &aad); h != nil && h.id == id && h.ref == ref {
 			plaintext, err := h.messages.OpenDetached(nil, ciphertext, &aad.parts)
-			if err == nil {
+			switch {
+			case err == nil:
 				return plaintext, nil
+			case !errors.Is(err, seal.ErrClosed):
+				return nil, m.refusedOpen(ctx, h, notDetached(ciphertext))
 			}
 		}
 	}
@@ -97,8 +104,12 @@ func (m *Manager) tryOpenAny(ctx context.Context, ciphertext []byte, aad AAD) ([
 		return nil, key.Ref{}, aad.invalid()
 	}
 	if h := m.hotOpening(msg.KID, &aad); h != nil {
-		if plaintext, err := h.messages.Open(nil, ciphertext, &aad.parts); err == nil {
+		plaintext, err := h.messages.Open(nil, ciphertext, &aad.parts)
+		switch {
+		case err == nil:
 			return plaintext, h.ref, nil
+		case !errors.Is(err, seal.ErrClosed):
+			return nil, key.Ref{}, ErrOpen
 		}
 	}
 	ctx, end, err := m.begin(ctx)
@@ -131,27 +142,33 @@ func (m *Manager) hotOpening(kid key.KID, aad *AAD) *hotKey {
 	return h
 }
 
-// opened is what became of opening a message with a key in use.
-func (m *Manager) opened(ctx context.Context, h *hotKey, plaintext []byte, err error) ([]byte, error) {
-	if err != nil {
-		m.telemetry.refused(ctx, "open", h.ref.Purpose, ErrOpen)
-		return nil, ErrOpen
-	}
-	return plaintext, nil
+// refusedOpen is why a message did not open with a key in use: its form, if that is wrong.
+func (m *Manager) refusedOpen(ctx context.Context, h *hotKey, form error) error {
+	err := cmp.Or(form, ErrOpen)
+	m.telemetry.refused(ctx, "open", h.ref.Purpose, err)
+	return err
 }
 
 func (m *Manager) openDetached(
 	ctx context.Context, r reader, ref key.Ref, id key.ID, ciphertext []byte, aad AAD,
 ) ([]byte, error) {
 	err := id.Validate()
-	if msg, wrong := envelope.ParseMessage(ciphertext); err == nil && (wrong != nil || msg.Attached) {
-		err = fmt.Errorf("%w: it is not a detached keyhold message", ErrOpen)
+	if err == nil {
+		err = notDetached(ciphertext)
 	}
 	if err != nil {
 		m.telemetry.refused(ctx, "open", "", err)
 		return nil, err
 	}
 	return m.open(ctx, r, nil, ref, id, ciphertext, aad, true)
+}
+
+// notDetached says of a message that it is not in the detached form.
+func notDetached(ciphertext []byte) error {
+	if msg, err := envelope.ParseMessage(ciphertext); err != nil || msg.Attached {
+		return fmt.Errorf("%w: it is not a detached keyhold message", ErrOpen)
+	}
+	return nil
 }
 
 func attached(ciphertext []byte) (envelope.Message, error) {

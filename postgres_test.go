@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"strings"
@@ -248,6 +249,31 @@ func TestTenantAndKeysAreMadeTogether(t *testing.T) {
 		must(t, a.CreateScopeTx(t.Context(), tx.Tx, "somebody"))
 		must(t, tx.commit())
 		sealed(t, a.Manager, key.Ref{Scope: "somebody", Purpose: secrets}, "x", keyhold.AAD{})
+	})
+}
+
+// Scopes without a tenant are refused, and named, and keep no other from being created.
+func TestCreateScopesLeavesOutWhatHasNoTenant(t *testing.T) {
+	applications(t, func(t *testing.T, a *application) {
+		var scopes []key.Scope
+		for i := range 60 {
+			scope := key.Scope(fmt.Sprintf("t%02d", i))
+			scopes = append(scopes, scope)
+			if i != 7 && i != 44 {
+				a.sql(t, "insert into tenant (id) values ('"+string(scope)+"')")
+			}
+		}
+		n, err := a.CreateScopes(t.Context(), scopes)
+		fails(t, err, keyhold.ErrForeignKey)
+		for _, scope := range []string{"t07", "t44"} {
+			if !strings.Contains(err.Error(), scope) {
+				t.Errorf("%q does not name %s", err, scope)
+			}
+		}
+		if n != 58 || strings.Count(err.Error(), "\n") != 1 {
+			t.Errorf("created %d, want 58: %v", n, err)
+		}
+		sealed(t, a.Manager, key.Ref{Scope: "t59", Purpose: secrets}, "x", keyhold.AAD{})
 	})
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -31,20 +32,32 @@ func importsRaw(t testing.TB, m *keyhold.Manager, r key.Ref, how keyhold.RawKey,
 }
 
 // hasBrought asserts that all imported versions are what they were, and that nothing else is there up to the last.
+// Only the ends of the gaps are asked for, as a manager holds back those who ask for many versions that are not there.
 func hasBrought(t testing.TB, m *keyhold.Manager, r key.Ref) {
 	t.Helper()
-	want := map[key.Version][]byte{}
 	for _, v := range brought() {
-		want[v.Number] = v.Key
-	}
-	for n := key.Version(1); n <= 70; n++ {
-		b, err := m.RawVersion(t.Context(), r, n)
-		switch {
-		case want[n] == nil:
-			fails(t, err, keyhold.ErrDisabled)
-		case err != nil || !bytes.Equal(b, want[n]):
-			t.Errorf("version %d is not what it was: %v", n, err)
+		if b, err := m.RawVersion(t.Context(), r, v.Number); err != nil || !bytes.Equal(b, v.Key) {
+			t.Errorf("version %d is not what it was: %v", v.Number, err)
 		}
+	}
+	for _, n := range []key.Version{1, 4, 69} {
+		_, err := m.RawVersion(t.Context(), r, n)
+		fails(t, err, keyhold.ErrDisabled)
+	}
+	keys, err := m.Keys(t.Context(), r.Scope)
+	must(t, err)
+	var there []key.Version
+	for _, k := range keys {
+		if k.Ref == r {
+			for _, v := range k.Versions {
+				if v.Number <= 70 && v.State != key.Destroyed {
+					there = append(there, v.Number)
+				}
+			}
+		}
+	}
+	if slices.Sort(there); !slices.Equal(there, []key.Version{2, 3, 70}) {
+		t.Errorf("up to 70 versions %v are not destroyed, want 2, 3 and 70", there)
 	}
 }
 

@@ -9,9 +9,6 @@ import (
 	"keyhold.example/keyhold/store"
 )
 
-// reconcileBatch is how many scopes get a data key in one transaction.
-const reconcileBatch = 100
-
 // Reconciled is what [Manager.Reconcile] did and found.
 type Reconciled struct {
 	Created int       // data keys
@@ -24,9 +21,9 @@ type Reconciled struct {
 //
 // A scope whose root key cannot be used is left as it is; the others are reconciled, and then the error, which joins
 // one for each, says which. [ErrPurpose] if a purpose is stored for another use than it is configured for; nothing is
-// created then, or is the name of a raw key that was removed from a scope. It takes three round trips for each purpose
-// and hundred scopes that lack it, and two more for each scope if the purpose is one of raw bytes; [Config.Timeout]
-// limits each hundred, and ctx all of it.
+// created then, or is the name of a raw key that was removed from a scope. It takes two round trips for each purpose
+// and 250 scopes that lack it, one for each batch of keys, which is as large as a transaction of about 100 ms allows,
+// and two more for each scope if the purpose is one of raw bytes; [Config.Timeout] limits each step, and ctx all of it.
 func (m *Manager) Reconcile(ctx context.Context) (Reconciled, error) {
 	var done Reconciled
 	dropped, err := m.storePurposes(ctx)
@@ -34,19 +31,16 @@ func (m *Manager) Reconcile(ctx context.Context) (Reconciled, error) {
 		return done, err
 	}
 	done.Dropped = dropped
-	var broken []error
-	for _, p := range m.purposes {
-		refused := false
-		for after, more := key.Scope(""), true; more; {
-			var n int
-			n, more, err = m.reconcileBatch(ctx, p, &after, &refused, &broken)
-			done.Created += n
-			if err != nil {
-				return done, errors.Join(append(broken, fmt.Errorf("reconcile purpose %q: %w", p.purpose, err))...)
-			}
+	w := &reconciliation{m: m}
+	for _, w.p = range m.purposes {
+		if err := w.run(ctx); err != nil {
+			err = fmt.Errorf("reconcile purpose %q: %w", w.p.purpose, err)
+			w.broken = append(w.broken, err)
+			break
 		}
 	}
-	return done, errors.Join(broken...)
+	done.Created = w.created
+	return done, errors.Join(w.broken...)
 }
 
 // storePurposes stores the configured purposes, and returns those that are stored beside them.
@@ -81,48 +75,110 @@ func (m *Manager) storePurposes(ctx context.Context) (dropped []Purpose, err err
 	return dropped, err
 }
 
-// reconcileBatch gives the scopes after the given one a data key for p, and moves after on to the last of them; or
-// leaves it, where the database refused them. It says whether there may be more.
-func (m *Manager) reconcileBatch(
-	ctx context.Context, p purposeOf, after *key.Scope, refused *bool, broken *[]error,
-) (created int, more bool, err error) {
-	ctx, end, err := m.begin(ctx)
-	if err != nil {
-		return 0, false, err
-	}
-	defer end()
-	scopes, err := m.store.Lacking(ctx, p.purpose, *after, reconcileBatch)
-	if err != nil || len(scopes) == 0 {
-		return 0, false, err
-	}
-	families, _, err := m.store.Families(ctx, scopes)
-	if err != nil {
-		return 0, false, err
-	}
-	r := m.committed()
-	var keys []store.Key
-	var wrong []error
-	for i := range families {
-		data, err := r.missingKey(ctx, families[i], p)
-		if *refused && err == nil && data != nil {
-			err = r.rawNames(ctx, families[i].Root.Scope, []store.Key{*data})
+// reconciliation is a call of [Manager.Reconcile].
+type reconciliation struct {
+	m       *Manager
+	p       purposeOf
+	pace    pace
+	created int
+	broken  []error
+}
+
+// missingKeys are data keys that some scopes lack, and what is wrong with others.
+type missingKeys struct {
+	scopes []key.Scope // one for each of keys
+	keys   []store.Key
+	broken []error
+}
+
+// run gives the scopes that lack it a data key for p.
+func (w *reconciliation) run(ctx context.Context) error {
+	after := key.Scope("")
+	return ahead(ctx, func(ctx context.Context) (missing missingKeys, more bool, err error) {
+		var scopes []key.Scope
+		err = w.m.step(ctx, func(ctx context.Context) (err error) {
+			scopes, err = w.m.store.Lacking(ctx, w.p.purpose, after, bulkScopes)
+			return err
+		})
+		if err != nil || len(scopes) == 0 {
+			return missing, false, err
 		}
-		switch {
-		case errors.Is(err, store.ErrNotFound) && !errors.Is(err, ErrRemoved): // it was deleted meanwhile
-		case err != nil:
-			wrong = append(wrong, err)
-		case data != nil:
-			keys = append(keys, *data)
+		after = scopes[len(scopes)-1]
+		missing, err = w.prepare(ctx, scopes, false)
+		return missing, true, err
+	}, w.write)
+}
+
+// prepare reads some scopes, and makes the keys that they lack. refused is whether the database refused some before.
+func (w *reconciliation) prepare(ctx context.Context, scopes []key.Scope, refused bool) (missing missingKeys, err error) {
+	err = w.m.step(ctx, func(ctx context.Context) error {
+		families, _, err := w.m.store.Families(ctx, scopes)
+		if err != nil {
+			return err
 		}
+		keys, errs := make([]*store.Key, len(families)), make([]error, len(families))
+		inParallel(len(families), func(i int) {
+			r := w.m.committed()
+			keys[i], errs[i] = r.missingKey(ctx, families[i], w.p)
+			if refused && errs[i] == nil && keys[i] != nil {
+				errs[i] = r.rawNames(ctx, families[i].Root.Scope, []store.Key{*keys[i]})
+			}
+		})
+		for i, err := range errs {
+			switch {
+			case errors.Is(err, store.ErrNotFound) && !errors.Is(err, ErrRemoved): // it was deleted meanwhile
+			case err != nil && (isAway(err) || ctx.Err() != nil):
+				return err
+			case err != nil:
+				missing.broken = append(missing.broken, err)
+			case keys[i] != nil:
+				missing.scopes = append(missing.scopes, families[i].Root.Scope)
+				missing.keys = append(missing.keys, *keys[i])
+			}
+		}
+		return nil
+	})
+	return missing, err
+}
+
+func (w *reconciliation) write(ctx context.Context, missing missingKeys) error {
+	w.broken = append(w.broken, missing.broken...)
+	for len(missing.keys) > 0 {
+		n, rows := w.pace.cut(len(missing.keys), func(int) int { return 2 })
+		began := w.m.epochs.clock()
+		if err := w.store(ctx, missing.scopes[:n], missing.keys[:n]); err != nil {
+			return err
+		}
+		w.pace.took(rows, w.m.epochs.clock().since(began))
+		missing.scopes, missing.keys = missing.scopes[n:], missing.keys[n:]
 	}
-	// What others created meanwhile is left out.
-	created, err = r.q.Create(ctx, r.inst(), keys)
-	*refused = errors.Is(err, store.ErrConflict)
-	if errors.Is(err, store.ErrUnknownOutcome) || *refused {
-		return 0, true, again(ctx, &r, err) // the same scopes again, those that still lack it
+	return nil
+}
+
+// store stores some keys. What others created meanwhile is left out. If the database refuses, or it is unknown what was
+// done, it looks again at the scopes.
+func (w *reconciliation) store(ctx context.Context, scopes []key.Scope, keys []store.Key) error {
+	for r := w.m.committed(); len(keys) > 0; {
+		err := w.m.step(ctx, func(ctx context.Context) error {
+			n, err := r.q.Create(ctx, r.inst(), keys)
+			w.created += n
+			if err != nil {
+				return again(ctx, &r, err)
+			}
+			keys = nil
+			return nil
+		})
+		if err != nil || len(keys) == 0 {
+			return err
+		}
+		missing, err := w.prepare(ctx, scopes, true)
+		if err != nil {
+			return r.known(err)
+		}
+		w.broken = append(w.broken, missing.broken...)
+		scopes, keys = missing.scopes, missing.keys
 	}
-	*after, *broken = scopes[len(scopes)-1], append(*broken, wrong...)
-	return created, true, err
+	return nil
 }
 
 // missingKey makes the data key for a purpose, or none if the scope has it by now.

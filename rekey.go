@@ -20,9 +20,6 @@ import (
 // versions are wrapped, and its manifests made, under the new key. When nothing names the old key any more, which the
 // database itself holds, its slots and its row go, and it is forgotten. So it may be stopped and gone on with anywhere.
 
-// rekeyBatch is how many scopes one transaction moves.
-const rekeyBatch = 50
-
 // Rekeyed is what a rekey did.
 type Rekeyed struct {
 	Pin  string // of the new installation key, for [Config.Pins]
@@ -45,8 +42,8 @@ type Rekeyed struct {
 // another one then: see [Config.Pins]. Backups from before go on opening with the roots and the recovery files of then,
 // and with nothing else.
 //
-// It calls each root to seal, and to open a few times, takes about three round trips for each fifty scopes, and
-// [Config.Timeout] limits each step. It may be stopped anywhere: the next call goes on. Scopes that are not as keyhold
+// It calls each root to seal, and to open a few times, takes a round trip for each 250 scopes, and two for each
+// batch of keys, which is as large as a transaction of about 100 ms allows; [Config.Timeout] limits each step. It may be stopped anywhere: the next call goes on. Scopes that are not as keyhold
 // stored them are left out; the error joins what is wrong with each, and the rekey is not over before they are repaired
 // or gone. Other errors: [ErrNoEscrow]; [ErrPin] if more than one is configured when it begins; [ErrState] if a slot's
 // root is not configured; those of [Manager.AddRoot].
@@ -209,29 +206,46 @@ func (m *Manager) rootOf(ctx context.Context, now *slots, slot *store.Slot) (wra
 	return nil, err
 }
 
+// moves is the moving of all scopes to the installation key with the given kid.
+type moves struct {
+	m     *Manager
+	kid   key.KID
+	pace  pace
+	moved int
+}
+
+// movedScopes are the keys of some scopes under the new installation key, scope by scope, and what is wrong with others.
+type movedScopes struct {
+	scopes [][]store.Rekey
+	broken []error
+}
+
 // moveAll moves all scopes that are not under the newest installation key, and says how many keys it moved.
 func (m *Manager) moveAll(ctx context.Context, kid key.KID) (total int, err error) {
+	w := &moves{m: m, kid: kid}
 	var broken []error
-	for after := key.ID(""); ; {
-		var scopes []key.Scope
-		err := m.step(ctx, func(ctx context.Context) (err error) {
-			scopes, after, err = m.store.NotUnder(ctx, kid, after, lagPage)
+	scopes := pages(func(ctx context.Context, after key.ID) (scopes []key.Scope, next key.ID, err error) {
+		err = m.step(ctx, func(ctx context.Context) error {
+			scopes, next, err = m.store.NotUnder(ctx, kid, after, lagPage)
 			return err
 		})
-		if err != nil {
-			return total, err
+		return scopes, next, err
+	})
+	err = ahead(ctx, func(ctx context.Context) (movedScopes, bool, error) {
+		list, more, err := scopes(ctx)
+		if err != nil || len(list) == 0 {
+			return movedScopes{}, more, err
 		}
-		for batch := range slices.Chunk(scopes, rekeyBatch) {
-			n, err := m.moveBatch(ctx, kid, batch, &broken)
-			total += n
-			if err != nil {
-				return total, err
-			}
-		}
-		if after == "" {
-			return total, errors.Join(broken...)
-		}
+		moved, err := w.prepare(ctx, list)
+		return moved, more, err
+	}, func(ctx context.Context, moved movedScopes) error {
+		broken = append(broken, moved.broken...)
+		return w.write(ctx, moved.scopes)
+	})
+	if err == nil {
+		err = errors.Join(broken...)
 	}
+	return w.moved, err
 }
 
 // rekeysTo is nil as long as the installation key with the given kid is the newest. Another one is not of this rekey.
@@ -242,36 +256,72 @@ func (m *Manager) rekeysTo(kid key.KID) error {
 	return nil
 }
 
-// moveBatch moves some scopes. What somebody changes at the same time is left for the next look.
-func (m *Manager) moveBatch(ctx context.Context, kid key.KID, scopes []key.Scope, broken *[]error) (n int, err error) {
-	err = m.step(ctx, func(ctx context.Context) error {
-		families, _, err := m.store.Families(ctx, scopes)
+// prepare reads some scopes, and makes their keys anew.
+func (w *moves) prepare(ctx context.Context, scopes []key.Scope) (moved movedScopes, err error) {
+	err = w.m.step(ctx, func(ctx context.Context) error {
+		families, _, err := w.m.store.Families(ctx, scopes)
 		if err != nil {
 			return err
 		}
-		var rows []store.Rekey
-		for i := range families {
-			moved, err := m.committed().moved(ctx, families[i])
+		rows, errs := make([][]store.Rekey, len(families)), make([]error, len(families))
+		inParallel(len(families), func(i int) { rows[i], errs[i] = w.m.committed().moved(ctx, families[i]) })
+		for i, err := range errs {
 			switch {
-			case err == nil:
-				rows = append(rows, moved...)
-			case errors.Is(err, store.ErrNotFound): // it was deleted meanwhile
+			case err == nil && len(rows[i]) > 0:
+				moved.scopes = append(moved.scopes, rows[i])
+			case err == nil, errors.Is(err, store.ErrNotFound): // it was deleted meanwhile
 			case isAway(err), ctx.Err() != nil:
 				return err
 			default:
-				*broken = append(*broken, err)
+				moved.broken = append(moved.broken, err)
 			}
 		}
-		if err := m.rekeysTo(kid); err != nil || len(rows) == 0 {
+		return w.m.rekeysTo(w.kid)
+	})
+	return moved, err
+}
+
+func (w *moves) write(ctx context.Context, scopes [][]store.Rekey) error {
+	for len(scopes) > 0 {
+		n, rows := w.pace.cut(len(scopes), func(i int) (rows int) {
+			for _, k := range scopes[i] {
+				rows += 1 + len(k.Versions)
+			}
+			return rows
+		})
+		began := w.m.epochs.clock()
+		if err := w.store(ctx, scopes[:n]); err != nil {
 			return err
 		}
-		n, err = m.store.Rekey(ctx, m.ring.inst, rows, nil)
-		if errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrUnknownOutcome) {
-			return nil
+		w.pace.took(rows, w.m.epochs.clock().since(began))
+		scopes = scopes[n:]
+	}
+	return nil
+}
+
+// store stores some scopes. What somebody changes at the same time is left for the next look: it divides those among
+// which something of the kind is.
+func (w *moves) store(ctx context.Context, scopes [][]store.Rekey) error {
+	var n int
+	err := w.m.step(ctx, func(ctx context.Context) (err error) {
+		if err := w.m.rekeysTo(w.kid); err != nil {
+			return err
 		}
+		n, err = w.m.store.Rekey(ctx, w.m.ring.inst, slices.Concat(scopes...), nil)
 		return err
 	})
-	return n, err
+	w.moved += n
+	half := len(scopes) / 2
+	switch {
+	case errors.Is(err, store.ErrConflict) && half > 0:
+		if err := w.store(ctx, scopes[:half]); err != nil {
+			return err
+		}
+		return w.store(ctx, scopes[half:])
+	case errors.Is(err, store.ErrConflict), errors.Is(err, store.ErrUnknownOutcome):
+		return nil
+	}
+	return err
 }
 
 // moved is the keys of a scope under the newest installation key, as far as they are not.

@@ -10,16 +10,13 @@ import (
 	"keyhold.example/keyhold/store"
 )
 
-// rewrapBatch is how many wrapped keys one transaction replaces: few enough to hold up nobody for long.
-const rewrapBatch = 100
-
 // Rewrap wraps every version of a scope's data keys under the head of its root key, where it is not yet, and says
 // how many it wrapped. The keys stay the same, and so does what they sealed. Each version is replaced by itself, so
 // it may be interrupted, repeated, and run by several at once.
 //
 // A version that does not open is left as it is; the others are rewrapped, and then the error, which joins one for
-// each, says which. It takes one round trip for each hundred versions, and two more; [Config.Timeout] limits each of
-// them, and ctx all of it.
+// each, says which. It takes one round trip for each batch of versions, which is as large as a transaction of about
+// 100 ms allows, and two more; [Config.Timeout] limits each of them, and ctx all of it.
 func (m *Manager) Rewrap(ctx context.Context, scope key.Scope) (int, error) {
 	return m.committed().rewrap(ctx, scope)
 }
@@ -129,13 +126,15 @@ func (r reader) wrapUnder(fam *store.Family, its *store.Key, v *store.Version, t
 // replace stores rewrapped keys in batches.
 func (r reader) replace(ctx context.Context, rows []store.Rewrap) (int, error) {
 	total := 0
-	for len(rows) > 0 {
-		batch := rows[:min(len(rows), rewrapBatch)]
+	for p := (pace{}); len(rows) > 0; {
+		batch := rows[:min(len(rows), p.next())]
+		began := r.m.epochs.clock()
 		n, err := r.replaceBatch(ctx, batch)
 		total += n
 		if err != nil {
 			return total, err
 		}
+		p.took(len(batch), r.m.epochs.clock().since(began))
 		rows = rows[len(batch):]
 	}
 	return total, nil

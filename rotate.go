@@ -147,6 +147,10 @@ func (r reader) forChange(ctx context.Context, ref key.Ref) (*store.Family, *sto
 // forRotation is forChange for what only a process with the active root does.
 func (r reader) forRotation(ctx context.Context, ref key.Ref) (*store.Family, *store.Key, error) {
 	fam, err := r.key(ctx, ref)
+	return r.rotatable(ctx, fam, ref, err)
+}
+
+func (r reader) rotatable(ctx context.Context, fam family, ref key.Ref, err error) (*store.Family, *store.Key, error) {
 	if err == nil {
 		err = r.mayRotate(ctx, &fam)
 	}
@@ -192,33 +196,60 @@ func ownVersion(k *store.Key, next *seal.Key) *store.Version {
 	return v
 }
 
-// addPending adds next as the version after k's newest. From then on the key is due again as the policy says, counted
-// from now.
+// addPending adds next as the version after k's newest.
 func (r reader) addPending(ctx context.Context, fam *store.Family, k *store.Key, next *seal.Key) error {
+	c, err := r.adding(fam, k, next)
+	if err != nil {
+		return err
+	}
+	return r.make(ctx, c)
+}
+
+// activate makes the pending version v the head of k.
+func (r reader) activate(ctx context.Context, k *store.Key, v *store.Version) error {
+	c, err := r.activating(k, v)
+	if err == nil {
+		err = r.make(ctx, c)
+	}
+	if err == nil && !r.tx {
+		r.m.telemetry.rotated(ctx, k.Purpose, nil)
+	}
+	return err
+}
+
+// keyChange is what makes a key, as it was read, into another.
+type keyChange struct {
+	from, to *store.Key
+	update   store.Update
+}
+
+// adding is the change that adds next as the version after k's newest. From then on the key is due again as the policy
+// says, counted from now.
+func (r reader) adding(fam *store.Family, k *store.Key, next *seal.Key) (keyChange, error) {
 	n := newestNumber(k) + 1
 	if n > key.MaxVersion {
-		return key.Invalid("version", fmt.Sprint(n), fmt.Sprintf("a key has at most %d versions", key.MaxVersion))
+		return keyChange{}, key.Invalid("version", fmt.Sprint(n), fmt.Sprintf("a key has at most %d versions", key.MaxVersion))
 	}
 	parent, parentID := r.m.ring.parent(), key.ID("")
 	if k.Kind == key.DEK {
 		rootHead, _ := headOf(&fam.Root)
 		var err error
 		if parent, err = r.parent(fam, rootHead.ID); err != nil {
-			return err
+			return keyChange{}, err
 		}
 		parentID = rootHead.ID
 	}
 	v, err := newVersion(next, parent, parentID, n, fam.Now)
 	if err != nil {
-		return err
+		return keyChange{}, err
 	}
 	changed := *k
 	changed.Versions = append(append([]store.Version(nil), k.Versions...), v)
-	return r.update(ctx, k, &changed, store.Update{Add: &v})
+	return r.change(k, &changed, store.Update{Add: &v})
 }
 
-// activate makes the pending version v the head of k.
-func (r reader) activate(ctx context.Context, k *store.Key, v *store.Version) error {
+// activating is the change that makes the pending version v the head of k.
+func (r reader) activating(k *store.Key, v *store.Version) (keyChange, error) {
 	changed := *k
 	changed.Versions = append([]store.Version(nil), k.Versions...)
 	changed.Head = v.Number
@@ -230,35 +261,43 @@ func (r reader) activate(ctx context.Context, k *store.Key, v *store.Version) er
 			changed.Versions[i].State = key.Active
 		}
 	}
-	err := r.update(ctx, k, &changed, store.Update{States: []store.StateChange{
+	return r.change(k, &changed, store.Update{States: []store.StateChange{
 		{Number: k.Head, From: key.Active, To: key.Retired},
 		{Number: v.Number, From: key.Pending, To: key.Active},
 	}})
-	if err == nil && !r.tx {
-		r.m.telemetry.rotated(ctx, k.Purpose, nil)
-	}
-	return err
 }
 
-// update writes what makes k into changed, which gets the next manifest.
-func (r reader) update(ctx context.Context, k, changed *store.Key, u store.Update) error {
+// change is what makes k into changed, which gets the next manifest.
+func (r reader) change(k, changed *store.Key, u store.Update) (keyChange, error) {
 	changed.Seq = max(k.Seq, r.seenSeq(k.ID)) + 1
 	changed.RotateAt = due(changed)
 	if err := r.m.sign(changed); err != nil {
-		return err
+		return keyChange{}, err
 	}
 	u.Inst, u.Kind, u.KeyID, u.From = r.inst(), k.Kind, k.ID, k.Seq
 	u.Manifest, u.RotateAt, u.Lease = changed.Manifest, changed.RotateAt, r.under
+	return keyChange{k, changed, u}, nil
+}
+
+// update writes what makes k into changed.
+func (r reader) update(ctx context.Context, k, changed *store.Key, u store.Update) error {
+	c, err := r.change(k, changed, u)
+	if err != nil {
+		return err
+	}
+	return r.make(ctx, c)
+}
+
+func (r reader) make(ctx context.Context, c keyChange) (err error) {
 	// Inside a transaction it is only what the next call asks: when that is committed, nobody says.
-	var err error
 	defer func() {
 		if mayHaveChanged(err) {
-			r.m.changedKey(k)
+			r.m.changedKey(c.from)
 		}
 	}()
-	err = r.q.Update(ctx, u)
+	err = r.q.Update(ctx, c.update)
 	if err == nil && !r.tx {
-		r.m.cache.saw(k.ID, changed.Seq)
+		r.m.cache.saw(c.from.ID, c.to.Seq)
 	}
 	return err
 }

@@ -295,10 +295,17 @@ func (s *sweep) refill(ctx context.Context) {
 	})
 }
 
-// work does what is due at one key, and tells whoever traces.
-func (s *sweep) work(ctx context.Context, d store.Due, under *store.Lease) error {
-	ctx, sp := s.m.telemetry.span(ctx, "keyhold.rotate",
-		attrPurpose.String(string(d.Purpose)), attrKey.String(string(d.KeyID)), attrVersion.Int64(int64(d.Head)))
+// work does what is due at keys: at several together, as far as that goes, and at one alone.
+func (s *sweep) work(ctx context.Context, due []store.Due, under *store.Lease) []error {
+	if len(due) == 1 {
+		return []error{s.workAlone(ctx, due[0], under)}
+	}
+	return s.workTogether(ctx, due, under)
+}
+
+// workAlone does what is due at one key, and tells whoever traces.
+func (s *sweep) workAlone(ctx context.Context, d store.Due, under *store.Lease) error {
+	ctx, sp := s.span(ctx, d)
 	err := s.workAt(ctx, d, under)
 	if errors.Is(err, rotor.ErrLater) {
 		sp.end(nil)
@@ -306,6 +313,11 @@ func (s *sweep) work(ctx context.Context, d store.Due, under *store.Lease) error
 		sp.end(err)
 	}
 	return err
+}
+
+func (s *sweep) span(ctx context.Context, d store.Due) (context.Context, span) {
+	return s.m.telemetry.span(ctx, "keyhold.rotate",
+		attrPurpose.String(string(d.Purpose)), attrKey.String(string(d.KeyID)), attrVersion.Int64(int64(d.Head)))
 }
 
 // errLocked ends the work at a key that somebody else seems to have locked.
@@ -321,6 +333,13 @@ func (s *sweep) workAt(ctx context.Context, d store.Due, under *store.Lease) err
 		rotated, err = s.rotateDue(ctx, ref, d, under)
 		return err
 	})
+	return s.after(ctx, ref, d, rotated, err, under)
+}
+
+// after does what comes after the rotation of a key that ended with err, and says what became of it.
+func (s *sweep) after(
+	ctx context.Context, ref key.Ref, d store.Due, rotated bool, err error, under *store.Lease,
+) error {
 	if err == nil && rotated && ref.IsRoot() {
 		err = s.rewrap(ctx, ref.Scope, under)
 	}
@@ -379,12 +398,20 @@ func (s *sweep) rotateDue(ctx context.Context, ref key.Ref, d store.Due, under *
 }
 
 func (s *sweep) add(ctx context.Context, r reader, fam *store.Family, k *store.Key) error {
-	next, err := s.m.nextKey(ctx, fam, k)
+	c, err := s.adding(ctx, r, fam, k)
 	if err != nil {
 		return err
 	}
+	return r.make(ctx, c)
+}
+
+func (s *sweep) adding(ctx context.Context, r reader, fam *store.Family, k *store.Key) (keyChange, error) {
+	next, err := s.m.nextKey(ctx, fam, k)
+	if err != nil {
+		return keyChange{}, err
+	}
 	defer next.Close()
-	return r.addPending(ctx, fam, k, next)
+	return r.adding(fam, k, next)
 }
 
 // mayActivate says whether a pending version may become the head: when every live instance has seen it, or had the time
@@ -397,7 +424,12 @@ func (s *sweep) mayActivate(ctx context.Context, k *store.Key, v *store.Version,
 	if err != nil {
 		return err
 	}
-	if s.m.unseen(roll, bucketOf(rootOf(k))|bucketOf(k.ID), roll.Epochs) != nil {
+	return s.seenByAll(&roll, k)
+}
+
+// seenByAll is [rotor.ErrLater] unless every live instance has seen what k is now.
+func (s *sweep) seenByAll(roll *store.Roll, k *store.Key) error {
+	if s.m.unseen(*roll, bucketOf(rootOf(k))|bucketOf(k.ID), roll.Epochs) != nil {
 		return rotor.ErrLater
 	}
 	return nil

@@ -25,7 +25,8 @@ func (m *Manager) CreateScope(ctx context.Context, scope key.Scope) error {
 		return err
 	}
 	defer end()
-	return m.committed().create(ctx, scope)
+	_, err = m.committed().create(ctx, scope, "")
+	return err
 }
 
 // HasScope says whether a scope is there. It takes one round trip, however many keys it has. Errors: [*InvalidError];
@@ -52,12 +53,15 @@ func (m *Manager) CreateScopeTx(ctx context.Context, tx store.Tx, scope key.Scop
 		return err
 	}
 	defer end()
-	return m.inside(tx).create(ctx, scope)
+	_, err = m.inside(tx).create(ctx, scope, "")
+	return err
 }
 
-func (r reader) create(ctx context.Context, scope key.Scope) error {
+// create says whether it made the scope, and did not find it. tried is the root key that the call has made for it
+// already, of which it is not known whether it was stored; empty if it has not.
+func (r reader) create(ctx context.Context, scope key.Scope, tried key.ID) (made bool, err error) {
 	if err := scope.Validate(); err != nil {
-		return err
+		return false, err
 	}
 	for refused := false; ; {
 		fam, err := r.scope(ctx, scope)
@@ -68,23 +72,27 @@ func (r reader) create(ctx context.Context, scope key.Scope) error {
 			keys, err = r.m.newFamily(fam.Now, scope)
 		case err == nil:
 			keys, err = r.missingKeys(ctx, &fam)
+			made = made || fam.Root.ID == tried
 		}
 		if refused && err == nil && fam.Root.ID != "" {
 			err = r.rawNames(ctx, scope, keys)
 		}
 		if err != nil || len(keys) == 0 {
-			return r.known(err)
+			return made, r.known(err)
+		}
+		if keys[0].Kind == key.KEK {
+			tried = keys[0].ID
 		}
 		n, err := r.q.Create(ctx, r.inst(), keys)
 		switch {
 		case err == nil && n == len(keys):
-			return nil
+			return made || keys[0].Kind == key.KEK, nil
 		case err == nil:
 			err = store.ErrConflict // somebody else created some of it
 		}
 		refused = errors.Is(err, store.ErrConflict)
 		if err := again(ctx, &r, err); err != nil {
-			return fmt.Errorf("create scope %q: %w", scope, err)
+			return made, fmt.Errorf("create scope %q: %w", scope, err)
 		}
 	}
 }

@@ -328,6 +328,11 @@ func (r reader) readKeyOf(ctx context.Context, id key.ID, now *reading) (family,
 // keptOpening is the version with the given id, if its key is kept and may be used.
 func (r reader) keptOpening(id key.ID, now answer) (family, *store.Version, bool) {
 	s, ok := r.m.cache.snapshotWith(id)
+	if kid, isKID := id.KID(); !ok && isKID {
+		if h := r.m.hotKeys.find(&hotName{what: versionWithKID, kid: kid}); h != nil {
+			s, ok = r.m.cache.snapshot(h.ref)
+		}
+	}
 	if ok && !s.used.Load() {
 		s.used.Store(true)
 	}

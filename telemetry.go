@@ -239,6 +239,14 @@ func (t *telemetry) span(ctx context.Context, name string, attrs ...attribute.Ke
 	return ctx, span{s}                                                 //nolint:spancheck // the caller ends it
 }
 
+// within is ctx with the span around what follows.
+func (*telemetry) within(ctx context.Context, s span) context.Context {
+	if s.span == nil {
+		return ctx
+	}
+	return trace.ContextWithSpan(ctx, s.span)
+}
+
 // key says which key it was about, of a version of which it was.
 func (s span) key(k *store.Key, v key.Version) {
 	if s.span != nil {

@@ -84,6 +84,21 @@ func (s *lockedKeys) Update(ctx context.Context, u store.Update) error {
 	return s.Store.Update(ctx, u)
 }
 
+// UpdateAll waits for nobody.
+func (s *lockedKeys) UpdateAll(ctx context.Context, updates []store.Update) ([]bool, error) {
+	free := slices.DeleteFunc(slices.Clone(updates), func(u store.Update) bool { return s.locked[u.KeyID] })
+	changed, err := s.Store.UpdateAll(ctx, free)
+	if err != nil {
+		return nil, err
+	}
+	made := make([]bool, len(updates))
+	for i, u := range updates {
+		n := slices.IndexFunc(free, func(f store.Update) bool { return f.KeyID == u.KeyID })
+		made[i] = n >= 0 && changed[n]
+	}
+	return made, nil
+}
+
 // A key that somebody has locked holds up the others for a moment only.
 func TestALockedKeyHoldsUpTheOthersForAMoment(t *testing.T) {
 	inTwoWith(t, Config{Policies: map[Purpose]Policy{inner.Purpose: {RotateEvery: time.Hour}}}, func(t *testing.T, w *two) {

@@ -272,7 +272,7 @@ func (w *warming) key(b *batch, begun uint64, fam *family) {
 	c, data := w.m.cache, &fam.Data[0]
 	ref := key.Ref{Scope: fam.Root.Scope, Purpose: data.Purpose}
 	c.compare(ref, fam)
-	if fam.older || !w.takes(w.keys, data.ID) {
+	if fam.older || !w.place(w.keys, data.ID) {
 		return
 	}
 	s := fam.keep(b.now, b.began, begun, b.ring)
@@ -312,7 +312,7 @@ func (w *warming) open(fam *family, v *store.Version) (bool, error) {
 		_, err := w.r.anyParent(&fam.Family, v.Parent)
 		return err == nil, err
 	}
-	if !w.takes(w.versions, v.ID) {
+	if !w.place(w.versions, v.ID) {
 		return false, nil
 	}
 	_, err := w.r.open(&fam.Family, data, v)
@@ -354,8 +354,8 @@ func (w *warming) openOldOf(fam *family) {
 	}
 }
 
-// takes takes a place for the key or version, if it has none and there is one left.
-func (w *warming) takes(taken map[key.ID]bool, id key.ID) bool {
+// place takes a place for the key or version, if it has none and there is one left.
+func (w *warming) place(taken map[key.ID]bool, id key.ID) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if !taken[id] && len(taken) >= w.m.cache.limit {

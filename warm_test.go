@@ -103,8 +103,8 @@ func TestWarmTakesOneRoundTripForABatchOfScopes(t *testing.T) {
 	}{
 		{named[:1], "Sign Families"},
 		{named[:500], "Sign Families"},
-		{named[:501], "Sign Families Families"},
-		{named, "Sign Families Families Families"},
+		{named[:501], "Sign" + strings.Repeat(" Families", 2)},
+		{named, "Sign" + strings.Repeat(" Families", 3)},
 		{nil, "Scopes Sign Families Scopes Families Scopes Families Scopes"},
 	} {
 		m, s, _ := w.cold(t, nil)
@@ -189,7 +189,7 @@ func TestWarmSaysWhatIsWrongWithAScope(t *testing.T) {
 	}
 	integrity(t, err)
 	fails(t, err, unreadable)
-	joined, ok := err.(interface{ Unwrap() []error }) //nolint:errorlint // what joins them
+	joined, ok := err.(interface{ Unwrap() []error })
 	if !ok || len(joined.Unwrap()) != 4 {
 		t.Errorf("%v; want four errors", err)
 	}

@@ -114,6 +114,7 @@ func TestEightyRotationsByEightInstances(t *testing.T) {
 
 // Due is data: of eight instances that all rotate what is due, one adds the version, and all have it within seconds.
 func TestFaultDueKeyIsRotatedOnce(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, w *world) {
 		all := eight(w)
 		get(t, all[0], "a", 1)
@@ -152,6 +153,7 @@ func (w *world) makeDue(names ...string) {
 // A key at which something fails, for want of its function or in the database, holds up no other; and what the others
 // hand out is what is stored.
 func TestFaultFailingKeyHoldsUpNoOther(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, w *world) {
 		ctx := t.Context()
 		d := w.open(mek, dekmanager.WithFunction("custom", func(context.Context) ([]byte, error) { return []byte("custom"), nil }))
@@ -296,6 +298,7 @@ func TestFaultBytesAreTheCallersOwn(t *testing.T) {
 
 // A rotation, and a removal, by one instance reaches the others within seconds.
 func TestFaultOthersSeeARotationAndARemoval(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, w *world) {
 		ctx := t.Context()
 		all := []*dekmanager.DEKManager{w.open(mek), w.open(mek), w.open(mek, dekmanager.WithCacheExpiration(24*time.Hour))}
@@ -394,6 +397,7 @@ func TestManyNewNamesAtOnce(t *testing.T) {
 
 // While the database is away, keys that are in use are handed out, and nothing else; when it is back, all goes on.
 func TestDatabaseThatGoesAway(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, "postgres")
 	ctx, d := t.Context(), w.open(mek)
 	a := get(t, d, "a", 1)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"flag"
 	"fmt"
 	"net/url"
 	"os"
@@ -43,7 +44,24 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
+	manyWait()
 	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("database/sql.(*DB).connectionOpener"))
+}
+
+// manyWait has more parallel tests at a time than there are processors, if nobody said how many: they wait for seconds
+// to pass, as instances do before they ask again, and use little of a processor.
+func manyWait() {
+	const tests = 8
+	flag.Parse()
+	said := false
+	flag.Visit(func(f *flag.Flag) { said = said || f.Name == "test.parallel" })
+	if said {
+		return
+	}
+	if err := flag.Set("test.parallel", strconv.Itoa(tests)); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 }
 
 var (
@@ -86,7 +104,8 @@ func newWorld(t *testing.T, kind string) *world {
 	s, err := sqlitestore.Create(path)
 	must(t, err)
 	must(t, s.Close())
-	query := url.Values{"_txlock": {"immediate"}, "_pragma": {"busy_timeout(10000)", "foreign_keys(1)", "synchronous(full)"}}
+	// SQLite does not serve those who wait in turn, so on a busy machine one of many may have to wait for long.
+	query := url.Values{"_txlock": {"immediate"}, "_pragma": {"busy_timeout(60000)", "foreign_keys(1)", "synchronous(full)"}}
 	return &world{t, kind, "file:" + path + "?" + query.Encode()}
 }
 

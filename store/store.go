@@ -58,6 +58,13 @@ type Store interface {
 	// [Installation] or [RootsChange] is another error.
 	ChangeRoots(ctx context.Context, c RootsChange) error
 
+	// UpdateAll makes changes in one transaction, each of which as [Queries.Update] does, but waits for nobody: it leaves
+	// out keys that are not there or have another sequence number, and may leave out those of a scope at which somebody
+	// else is at work. It says of each whether it was made: none, if Inst is not the installation, or Lease is one that
+	// is not held. Other errors are those of Update, also [ErrConflict]; then nothing was changed. Each key is named
+	// once, Inst and Lease are the same in all, and none destroys or disables a version: else it is an error.
+	UpdateAll(ctx context.Context, updates []Update) (made []bool, err error)
+
 	// Rekey replaces manifests by others of the same keys, under another installation key, and with those of root keys
 	// all their versions' wrapped keys: each key only where its sequence number is still the old one, and whole. It
 	// says how many keys it replaced. It leaves out keys that are not there, and does nothing unless inst is the
@@ -83,6 +90,11 @@ type Store interface {
 	// and the epochs, all in one statement. Scopes that are not there are left out, and one that is named twice is there
 	// once. Without an installation the epochs are zero. It is an error to ask for more than [MaxFamilies].
 	Families(ctx context.Context, scopes []key.Scope) ([]Family, Epochs, error)
+
+	// Keys reads keys, each as [Queries.Key] does, in the order given: without a root key where the scope is not there,
+	// and without the data key where that is not. It does not set Epoch. Families of one scope have the same root key,
+	// down to its bytes.
+	Keys(ctx context.Context, refs []key.Ref) ([]Family, error)
 
 	// Lacking lists at most limit scopes that have no data key for the purpose, in the order of Scopes, from the first
 	// after the given one.
@@ -449,7 +461,7 @@ const MaxFamilies = 8192
 // Family is a root key with some of its data keys, read in one statement.
 type Family struct {
 	Now int64 // the database's clock
-	// Epoch is [Epochs.Of] the keys that were read, as the statement saw it.
+	// Epoch is [Epochs.Of] the keys that were read, as the statement saw it. [Store.Keys] does not set it.
 	Epoch uint64
 	// Roots is [Installation.Seq], as the statement saw it, 0 if there is no installation.
 	Roots uint64

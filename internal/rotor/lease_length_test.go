@@ -16,13 +16,13 @@ func TestALeaseOfAnotherLength(t *testing.T) {
 			sweeper := w.sweeper()
 			sweeper.Lease = lasts
 			w.due(t, 3, 10)
-			report, err := sweeper.Sweep(t.Context(), func(ctx context.Context, d store.Due, under *store.Lease) error {
+			report, err := sweeper.Sweep(t.Context(), alone(func(ctx context.Context, d store.Due, under *store.Lease) error {
 				pass(lasts*2/3 - time.Second)
 				if w.free(t, 3) {
 					t.Error("another got the lease")
 				}
 				return w.rotate(ctx, d, under)
-			})
+			}))
 			if want := (Report{Done: 10}); err != nil || report != want {
 				t.Errorf("%+v, %v; want %+v", report, err, want)
 			}

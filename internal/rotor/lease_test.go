@@ -18,14 +18,14 @@ func TestALeaseIsProlongedWhileTheWorkLasts(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.due(t, 3, 20)
 		fences := map[int64]int{}
-		report, err := w.sweeper().Sweep(t.Context(), func(ctx context.Context, d store.Due, under *store.Lease) error {
+		report, err := w.sweeper().Sweep(t.Context(), alone(func(ctx context.Context, d store.Due, under *store.Lease) error {
 			fences[under.Fence]++
 			pass(39 * time.Second)
 			if w.free(t, 3) {
 				t.Error("another got the lease")
 			}
 			return w.rotate(ctx, d, under)
-		})
+		}))
 		if want := (Report{Done: 20}); err != nil || report != want || len(fences) != 1 {
 			t.Errorf("%+v, %v, %d fences; want %+v", report, err, len(fences), want)
 		}
@@ -39,7 +39,7 @@ func TestWhoLostItsLeaseGoesNoFurther(t *testing.T) {
 		w.due(t, 3, 5)
 		one, other := w.sweeper(), w.sweeper()
 		tries := 0
-		report, err := one.Sweep(t.Context(), func(ctx context.Context, d store.Due, under *store.Lease) error {
+		report, err := one.Sweep(t.Context(), alone(func(ctx context.Context, d store.Due, under *store.Lease) error {
 			if tries++; tries < 2 {
 				return w.rotate(ctx, d, under)
 			}
@@ -52,14 +52,14 @@ func TestWhoLostItsLeaseGoesNoFurther(t *testing.T) {
 				t.Errorf("a write under a lost lease: %v, want it refused", err)
 			}
 			return err
-		})
+		}))
 		if want := (Report{Done: 1, Left: 2}); err != nil || report != want || tries != 2 {
 			t.Errorf("%+v, %v, %d tries; want %+v and nothing more", report, err, tries, want)
 		}
 		if w.free(t, 3) {
 			t.Error("it gave back what another has")
 		}
-		report, err = other.Sweep(t.Context(), w.rotate)
+		report, err = other.Sweep(t.Context(), alone(w.rotate))
 		if want := (Report{Done: 4}); err != nil || report != want {
 			t.Errorf("the other: %+v, %v; want %+v", report, err, want)
 		}
@@ -147,10 +147,10 @@ func TestASweepEndsWithItsContext(t *testing.T) {
 				var report Report
 				for i := range 2 { // the second begins when it is over
 					var err error
-					report, err = s.Sweep(ctx, func(ctx context.Context, d store.Due, under *store.Lease) error {
+					report, err = s.Sweep(ctx, alone(func(ctx context.Context, d store.Due, under *store.Lease) error {
 						cancel(why)
 						return work(ctx, w, d, under)
-					})
+					}))
 					if !errors.Is(err, why) || !errors.Is(err, context.Canceled) {
 						t.Errorf("sweep %d: %v", i+1, err)
 					}
@@ -179,7 +179,7 @@ func TestASweepWhoseQuestionsFail(t *testing.T) {
 					return w.rotate(ctx, d, under)
 				}
 				w.calls.Fail(n, mode)
-				_, err := w.sweeper().Sweep(t.Context(), work)
+				_, err := w.sweeper().Sweep(t.Context(), alone(work))
 				if fired = w.calls.Fired(); !fired {
 					if check(t, err); n < 9 {
 						t.Errorf("only %d questions were asked", n)
@@ -194,7 +194,7 @@ func TestASweepWhoseQuestionsFail(t *testing.T) {
 					t.Errorf("question %d: %v, want that of %s", n, err, asked)
 				}
 				pass(DefaultLease + time.Second)
-				report, err := w.sweeper().Sweep(t.Context(), work)
+				report, err := w.sweeper().Sweep(t.Context(), alone(work))
 				if check(t, err); report.Left+report.Failed != 0 {
 					t.Errorf("question %d: the next sweep: %+v", n, report)
 				}
@@ -218,7 +218,7 @@ func TestReleaseHasALimit(t *testing.T) {
 		w.due(t, 3, 1)
 		began := time.Now()
 		s := &Sweeper{Fleet: deaf{w.db}, Owner: w.maker.ID(key.PrefixInstance)}
-		_, err := s.Sweep(t.Context(), w.rotate)
+		_, err := s.Sweep(t.Context(), alone(w.rotate))
 		if took := time.Since(began); err != nil || took != releaseLimit {
 			t.Errorf("%v after %v, want none after %v", err, took, releaseLimit)
 		}

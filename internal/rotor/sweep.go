@@ -20,17 +20,30 @@ const (
 	page         = 200
 	releaseLimit = 2 * time.Second
 
+	// together is how long working at several keys at once is to take. That is two or three transactions, during which
+	// others may have to wait.
+	together = 300 * time.Millisecond
+	first    = 16 // keys
+
 	firstBackoff = time.Minute
 	lastBackoff  = time.Hour
 	maxFailing   = 65_536 // keys that are remembered as failing, about 100 bytes each
 )
 
-// ErrLater means that there is nothing wrong, but something left to do at the key.
-var ErrLater = errors.New("to be gone on with")
+// What work says of a key.
+var (
+	// ErrLater means that there is nothing wrong, but something left to do at the key.
+	ErrLater = errors.New("to be gone on with")
 
-// Work does what is due at one key, under a lease. [ErrLater] if it has to be looked at again soon; any other error is
-// a failure, after which the key is left alone for a while.
-type Work func(ctx context.Context, d store.Due, under *store.Lease) error
+	// ErrAlone means that the key is to be worked at by itself, because of something that holds up the others or is not
+	// known to be its own.
+	ErrAlone = errors.New("to be tried alone")
+)
+
+// Work does what is due at keys, each of which comes once for each reason, under a lease, and says what became of each.
+// [ErrLater] if it has to be looked at again soon; [ErrAlone] if work is to be called with it alone, and never then; any
+// other error is a failure, after which the key is left alone for a while.
+type Work func(ctx context.Context, due []store.Due, under *store.Lease) []error
 
 // Report is what became of a sweep.
 type Report struct {
@@ -46,6 +59,7 @@ type Sweeper struct {
 	Lease time.Duration // how long each lasts, at least 10 s; 0 is DefaultLease
 
 	failing map[key.ID]failure
+	size    int // how many keys are worked at together
 }
 
 // failure is when a key may be tried again.
@@ -58,6 +72,7 @@ type failure struct {
 // order of its own, so that several share the work. The error is that of the database; what work failed at is counted.
 func (s *Sweeper) Sweep(ctx context.Context, work Work) (Report, error) {
 	var report Report
+	s.size = cmp.Or(s.size, first)
 	buckets, err := s.buckets(ctx)
 	if err != nil {
 		return report, err
@@ -104,17 +119,15 @@ func (s *Sweeper) bucket(ctx context.Context, b int, work Work, report *Report) 
 		if err != nil {
 			return err
 		}
-		for _, d := range list {
-			if err := held.Prolong(ctx); errors.Is(err, ErrLost) {
+		for rest := list; len(rest) > 0; {
+			n := min(max(s.size, 1), len(rest))
+			if err := s.some(ctx, rest[:n], work, held, report); errors.Is(err, ErrLost) {
 				report.Left++
 				return nil
 			} else if err != nil {
 				return err
 			}
-			s.one(ctx, d, work, held, report)
-			if ctx.Err() != nil {
-				return store.ContextError(ctx)
-			}
+			rest = rest[n:]
 		}
 		if len(list) < page {
 			return nil
@@ -123,12 +136,51 @@ func (s *Sweeper) bucket(ctx context.Context, b int, work Work, report *Report) 
 	}
 }
 
-func (s *Sweeper) one(ctx context.Context, d store.Due, work Work, held *Held, report *Report) {
-	if f, ok := s.failing[d.KeyID]; ok && time.Now().Before(f.until) {
-		report.Failed++
-		return
+// some works at keys together, and alone at those for which that is no use.
+func (s *Sweeper) some(ctx context.Context, list []store.Due, work Work, held *Held, report *Report) error {
+	due := list[:0:0]
+	for _, d := range list {
+		if f, ok := s.failing[d.KeyID]; ok && time.Now().Before(f.until) {
+			report.Failed++
+			continue
+		}
+		due = append(due, d)
 	}
-	switch err := work(ctx, d, &held.lease); {
+	if len(due) == 0 {
+		return nil
+	}
+	if err := held.Prolong(ctx); err != nil {
+		return err
+	}
+	began := time.Now()
+	errs := work(ctx, due, &held.lease)
+	s.adapt(len(due), time.Since(began))
+	for i, d := range due {
+		if errors.Is(errs[i], ErrAlone) && ctx.Err() == nil {
+			if err := held.Prolong(ctx); err != nil {
+				return err
+			}
+			errs[i] = work(ctx, due[i:i+1], &held.lease)[0]
+		}
+		s.one(ctx, d, errs[i], report)
+	}
+	if ctx.Err() != nil {
+		return store.ContextError(ctx)
+	}
+	return nil
+}
+
+// adapt makes the next round as large as fits into the time, but at most twice as large as this one.
+func (s *Sweeper) adapt(keys int, took time.Duration) {
+	size := max(s.size, 2*keys)
+	if took > together/2 {
+		size = int(time.Duration(keys) * together / took)
+	}
+	s.size = min(max(size, 1), page)
+}
+
+func (s *Sweeper) one(ctx context.Context, d store.Due, err error, report *Report) {
+	switch {
 	case err == nil:
 		delete(s.failing, d.KeyID)
 		report.Done++

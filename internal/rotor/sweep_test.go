@@ -77,6 +77,16 @@ func (w *world) sweeper() *Sweeper {
 	return &Sweeper{Fleet: w.calls, Owner: w.maker.ID(key.PrefixInstance)}
 }
 
+// alone is a Work that works at each key by itself.
+func alone(work func(ctx context.Context, d store.Due, under *store.Lease) error) Work {
+	return func(ctx context.Context, due []store.Due, under *store.Lease) []error {
+		if len(due) == 1 {
+			return []error{work(ctx, due[0], under)}
+		}
+		return slices.Repeat([]error{ErrAlone}, len(due))
+	}
+}
+
 // try is what every work of these tests does first.
 func (w *world) try(d store.Due) {
 	w.mu.Lock()
@@ -84,7 +94,7 @@ func (w *world) try(d store.Due) {
 	w.tries[d.KeyID] = append(w.tries[d.KeyID], time.Now())
 }
 
-// rotate is a Work, after which the key is not due any more.
+// rotate is work, after which the key is not due any more.
 func (w *world) rotate(ctx context.Context, d store.Due, under *store.Lease) error {
 	w.try(d)
 	k := w.keys[d.KeyID]
@@ -132,7 +142,7 @@ func TestASweepWorksOffAllBuckets(t *testing.T) {
 			w.due(t, b, b%3)
 		}
 		s := w.sweeper()
-		report, err := s.Sweep(t.Context(), func(ctx context.Context, d store.Due, under *store.Lease) error {
+		report, err := s.Sweep(t.Context(), alone(func(ctx context.Context, d store.Due, under *store.Lease) error {
 			b := store.Bucket(d.KeyID)
 			if want := fmt.Sprintf("keys/%02d", b); under.Name != want || under.Owner != s.Owner {
 				t.Errorf("under the lease %q of %s, want %q of %s", under.Name, under.Owner, want, s.Owner)
@@ -141,7 +151,7 @@ func TestASweepWorksOffAllBuckets(t *testing.T) {
 				t.Errorf("the lease of bucket %d is not held", b)
 			}
 			return w.rotate(ctx, d, under)
-		})
+		}))
 		if want := (Report{Done: len(w.order)}); err != nil || report != want {
 			t.Errorf("%+v, %v; want %+v", report, err, want)
 		}
@@ -153,7 +163,7 @@ func TestASweepWorksOffAllBuckets(t *testing.T) {
 		}
 
 		before := w.calls.Calls()
-		report, err = s.Sweep(t.Context(), w.rotate)
+		report, err = s.Sweep(t.Context(), alone(w.rotate))
 		if err != nil || report != (Report{}) {
 			t.Errorf("with nothing due: %+v, %v", report, err)
 		}
@@ -180,7 +190,7 @@ func TestSweepersShareTheWork(t *testing.T) {
 			for i := range sweepers {
 				s := w.sweeper()
 				wg.Go(func() {
-					report, err := s.Sweep(t.Context(), func(ctx context.Context, d store.Due, under *store.Lease) error {
+					report, err := s.Sweep(t.Context(), alone(func(ctx context.Context, d store.Due, under *store.Lease) error {
 						enter := func(n int) {
 							mu.Lock()
 							defer mu.Unlock()
@@ -192,7 +202,7 @@ func TestSweepersShareTheWork(t *testing.T) {
 						defer enter(-1)
 						pass(takes)
 						return w.rotate(ctx, d, under)
-					})
+					}))
 					if err != nil || report.Failed != 0 {
 						t.Errorf("%+v, %v", report, err)
 					}
@@ -222,7 +232,7 @@ func TestMoreKeysThanOnOnePage(t *testing.T) {
 					w.due(t, busy, n)
 					w.due(t, last, 1)
 					var order []key.ID
-					report, err := w.sweeper().Sweep(t.Context(), func(ctx context.Context, d store.Due, under *store.Lease) error {
+					report, err := w.sweeper().Sweep(t.Context(), alone(func(ctx context.Context, d store.Due, under *store.Lease) error {
 						if store.Bucket(d.KeyID) == busy {
 							order = append(order, d.KeyID)
 						}
@@ -231,7 +241,7 @@ func TestMoreKeysThanOnOnePage(t *testing.T) {
 							return fmt.Errorf("wait for others: %w", ErrLater)
 						}
 						return w.rotate(ctx, d, under)
-					})
+					}))
 					want := Report{Done: n + 1}
 					if left {
 						want = Report{Left: n + 1}
@@ -268,7 +278,7 @@ func TestAKeyThatFailsIsTriedEverLessOften(t *testing.T) {
 		}
 		sweep := func(want Report) {
 			t.Helper()
-			if report, err := s.Sweep(t.Context(), work); err != nil || report != want {
+			if report, err := s.Sweep(t.Context(), alone(work)); err != nil || report != want {
 				t.Fatalf("%+v, %v; want %+v", report, err, want)
 			}
 			pass(every)
@@ -291,7 +301,7 @@ func TestAKeyThatFailsIsTriedEverLessOften(t *testing.T) {
 
 		broken = false
 		for n := len(w.tries[bad]); len(w.tries[bad]) == n; {
-			if report, err := s.Sweep(t.Context(), work); err != nil || report.Done+report.Failed != 1 {
+			if report, err := s.Sweep(t.Context(), alone(work)); err != nil || report.Done+report.Failed != 1 {
 				t.Fatalf("%+v, %v", report, err)
 			}
 			pass(every)
@@ -336,10 +346,10 @@ func TestWhatIsLeftIsTriedAgainAtOnce(t *testing.T) {
 		w.due(t, 0, 2)
 		s := w.sweeper()
 		for range 3 {
-			report, err := s.Sweep(t.Context(), func(_ context.Context, d store.Due, _ *store.Lease) error {
+			report, err := s.Sweep(t.Context(), alone(func(_ context.Context, d store.Due, _ *store.Lease) error {
 				w.try(d)
 				return fmt.Errorf("wait for others: %w", ErrLater)
-			})
+			}))
 			if want := (Report{Left: 2}); err != nil || report != want {
 				t.Errorf("%+v, %v; want %+v", report, err, want)
 			}
@@ -360,12 +370,12 @@ func TestABucketOfAnotherIsLeftAlone(t *testing.T) {
 		if check(t, err); !ok {
 			t.Fatal("a lease that nobody has was not given")
 		}
-		report, err := one.Sweep(t.Context(), w.rotate)
+		report, err := one.Sweep(t.Context(), alone(w.rotate))
 		if want := (Report{Done: 1, Left: 1}); err != nil || report != want {
 			t.Errorf("%+v, %v; want %+v", report, err, want)
 		}
 		held.Release(t.Context())
-		report, err = one.Sweep(t.Context(), w.rotate)
+		report, err = one.Sweep(t.Context(), alone(w.rotate))
 		if want := (Report{Done: 2}); err != nil || report != want {
 			t.Errorf("when it is free: %+v, %v; want %+v", report, err, want)
 		}
@@ -381,10 +391,10 @@ func TestSweepsHaveOrdersOfTheirOwn(t *testing.T) {
 		}
 		var orders [2][]int
 		for i := range orders {
-			_, err := w.sweeper().Sweep(t.Context(), func(_ context.Context, d store.Due, _ *store.Lease) error {
+			_, err := w.sweeper().Sweep(t.Context(), alone(func(_ context.Context, d store.Due, _ *store.Lease) error {
 				orders[i] = append(orders[i], store.Bucket(d.KeyID))
 				return ErrLater
-			})
+			}))
 			check(t, err)
 		}
 		if len(orders[0]) != store.Buckets || slices.Equal(orders[0], orders[1]) {

@@ -119,6 +119,11 @@ func (s *Store) Families(ctx context.Context, scopes []key.Scope) (list []store.
 	return list, e, err
 }
 
+// Keys passes on to the store below.
+func (s *Store) Keys(ctx context.Context, refs []key.Ref) ([]store.Family, error) {
+	return do(s.queries, "Keys", reads, func() ([]store.Family, error) { return s.s.Keys(ctx, refs) })
+}
+
 // Lacking passes on to the store below.
 func (s *Store) Lacking(ctx context.Context, p key.Purpose, after key.Scope, limit int) ([]key.Scope, error) {
 	return do(s.queries, "Lacking", reads, func() ([]key.Scope, error) { return s.s.Lacking(ctx, p, after, limit) })
@@ -149,6 +154,11 @@ func (s *Store) PutName(ctx context.Context, inst [16]byte, from uint64, n store
 // RemoveKey passes on to the store below.
 func (s *Store) RemoveKey(ctx context.Context, inst [16]byte, id key.ID, keyFrom, from uint64, n store.Name) error {
 	return s.doErr("RemoveKey", writes, func() error { return s.s.RemoveKey(ctx, inst, id, keyFrom, from, n) })
+}
+
+// UpdateAll passes on to the store below.
+func (s *Store) UpdateAll(ctx context.Context, updates []store.Update) ([]bool, error) {
+	return do(s.queries, "UpdateAll", writes, func() ([]bool, error) { return s.s.UpdateAll(ctx, updates) })
 }
 
 // Purposes passes on to the store below.

@@ -2,10 +2,12 @@ package memstore
 
 import (
 	"context"
+	"fmt"
 	"slices"
 
 	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/store"
+	"keyhold.example/keyhold/store/internal/rows"
 )
 
 // view is where queries run: a [Store], each call its own transaction, or a [Tx].
@@ -128,6 +130,31 @@ func (q queries) Create(ctx context.Context, inst [16]byte, keys []store.Key) (n
 
 func (q queries) Update(ctx context.Context, u store.Update) error {
 	return q.view.write(ctx, func(d *state) error { return d.update(u, q.view.now()) })
+}
+
+// UpdateAll is as [store.Store] has it.
+func (s *Store) UpdateAll(ctx context.Context, updates []store.Update) (made []bool, err error) {
+	if err := rows.CheckUpdates(updates); err != nil {
+		return nil, fmt.Errorf("update keys: %w", err)
+	}
+	made = make([]bool, len(updates))
+	err = s.write(ctx, func(d *state) error {
+		for i := range updates {
+			u := &updates[i]
+			if !d.isThere(u, s.now()) {
+				continue
+			}
+			if err := d.update(*u, s.now()); err != nil {
+				return err
+			}
+			made[i] = true
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return made, nil
 }
 
 func (q queries) Rewrap(ctx context.Context, inst [16]byte, rows []store.Rewrap, under *store.Lease) (n int, err error) {

@@ -162,6 +162,24 @@ func (s *Store) Families(ctx context.Context, scopes []key.Scope) ([]store.Famil
 	return list, e, err
 }
 
+// Keys is as [store.Store] has it.
+func (s *Store) Keys(ctx context.Context, refs []key.Ref) ([]store.Family, error) {
+	d, err := s.read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var list []store.Family
+	for _, ref := range refs {
+		f, root := store.Family{Now: s.now()}, d.scopes[ref.Scope]
+		if d.keys[root] != nil {
+			f = d.family(s.now(), root, d.dataKey(root, ref.Purpose))
+		}
+		f.Epoch = 0
+		list = append(list, f)
+	}
+	return list, nil
+}
+
 // WasDestroyed is as [store.Store] has it.
 func (s *Store) WasDestroyed(ctx context.Context, id key.ID) (bool, error) {
 	d, err := s.read(ctx)

@@ -178,17 +178,22 @@ func (d *state) insert(k *store.Key) {
 }
 
 func (d *state) update(u store.Update, now int64) error {
-	old := d.keys[u.KeyID]
-	if !d.is(u.Inst) || old == nil || old.Kind != u.Kind || old.Seq != u.From || !d.holds(u.Lease, now) {
+	if !d.isThere(&u, now) {
 		return store.ErrConflict
 	}
-	k := cloneKey(old)
+	k := cloneKey(d.keys[u.KeyID])
 	if err := d.apply(&k, u, now); err != nil {
 		return fmt.Errorf("update key %s: %w", k.ID, err)
 	}
 	d.keys[k.ID] = &k
 	d.changed(k.ID)
 	return nil
+}
+
+// isThere says whether what u changes is what it was when u was made, and may be changed.
+func (d *state) isThere(u *store.Update, now int64) bool {
+	k := d.keys[u.KeyID]
+	return d.is(u.Inst) && k != nil && k.Kind == u.Kind && k.Seq == u.From && d.holds(u.Lease, now)
 }
 
 // changed says that a key's manifest or scope was changed, or the key deleted.

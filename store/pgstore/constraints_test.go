@@ -200,6 +200,22 @@ func onlyCheck(list []breaking, triggers ...string) []breaking {
 	return list
 }
 
+// severalVersions inserts two versions in one statement.
+func severalVersions(table string, v row, prefix, one, other string) string {
+	var columns, values []string
+	for column, value := range v {
+		switch column {
+		case "private_id":
+			value = "'" + prefix + "_' || n.version"
+		case "version":
+			value = "n.version"
+		}
+		columns, values = append(columns, column), append(values, value)
+	}
+	return fmt.Sprintf("insert into {prefix}_%s (%s) select %s from (values (%s), (%s)) as n (version);",
+		table, strings.Join(columns, ", "), strings.Join(values, ", "), one, other)
+}
+
 // keyBreaking are the rules that root keys and data keys have in common.
 func keyBreaking(key, version, keyID string, k, v row, a, va string) []breaking {
 	newKey := insert(key, k)
@@ -236,12 +252,17 @@ func keyBreaking(key, version, keyID string, k, v row, a, va string) []breaking 
 			},
 			{version + "_one_active", dropTrigger(version+"_state_new") + insert(version, pending.With("state", "2"))},
 			{version + "_dense", insert(version, pending.With("version", "5"))},
-			{version + "_dense", insert(version, pending.With("version", "3"))},
+			// Whole statements are looked at, of one row or of several.
+			{version + "_dense", insert(version, pending) + insert(version, pending.With("private_id", "'"+va+"_y'", "version", "6"))},
+			{version + "_dense", severalVersions(version, pending, va, "5", "6")},
+			{version + "_dense", severalVersions(version, pending, va, "4", "6")},
 			{version + "_dense", "delete from {prefix}_" + version + " where version = 3;" + insert(version, pending.With("version", "3"))},
-			{version + "_not_again", insert(version, pending.With("private_id", "'krkv_other'"))},
-			{version + "_state_new", insert(version, pending.With("state", "2"))},
-			{version + "_state_new", insert(version, pending.With("state", "4"))},
-			{version + "_state_new", insert(version, pending.With("state", "5"))},
+			{
+				version + "_not_again", insert("tombstone", tombstoneRow.With("key_id", "'krk_gone'", "version", "1", "private_id", "'"+va+"_gone'")) +
+					insert(version, pending.With("private_id", "'"+va+"_gone'")),
+			},
+			{version + "_state_new", "drop index {prefix}_" + version + "_one_active; " + insert(version, pending.With("state", "2"))},
+			{version + "_state_new", insert(version, pending.With("state", "4", "disabled", "1"))},
 			{version + "_state_change", setVersion("3", "state = 2")},
 			{version + "_state_change", setVersion("3", "state = 3")},
 			{version + "_state_change", setVersion("3", "state = 4")},

@@ -244,11 +244,14 @@ func sameFunction(plain, qualified, have ddl.Tokens, schema string) bool {
 	return finds && want.Equal(withoutAdditions(ddl.Function, rest, schema))
 }
 
-// searchPath takes the setting out of a function.
+// searchPath takes that setting out of a function. There may be others after it.
 func searchPath(f ddl.Tokens) (rest, path ddl.Tokens) {
 	from, to := f.Index("set"), f.Index("as")
-	if from < 0 || to < from {
+	if from < 0 || to < from || f[from+1].Text != "search_path" {
 		return f, nil
+	}
+	if next := f[from+1 : to].Index("set"); next >= 0 {
+		to = from + 1 + next
 	}
 	return slices.Concat(f[:from], f[to:]), f[from:to]
 }

@@ -19,8 +19,11 @@ var (
 	nameQuery = define(familyText(byScope, false) + `
 union all` + nameRows + ` join r on n.root_key_id = r.private_id where n.purpose = $2::text`)
 
-	namesNotUnderQuery = define(nameRows + `
-where n.ik_kid <> $1::bytea order by n.root_key_id, n.purpose limit $2::bigint`)
+	namesNotUnderQuery = define(`
+(` + nameRows + ` where n.ik_kid < $1::bytea order by n.ik_kid, n.root_key_id, n.purpose limit $2::bigint)
+union all
+(` + nameRows + ` where n.ik_kid > $1::bytea order by n.ik_kid, n.root_key_id, n.purpose limit $2::bigint)
+limit $2::bigint`)
 
 	// Each part ends after as many rows as the page has, in the order of an index. A name that has a key is in both, or
 	// behind the page: looking for names without one could read all of them.
@@ -114,8 +117,7 @@ func (s *Store) Named(ctx context.Context, scope key.Scope, after key.Purpose, l
 	return list, nil
 }
 
-// NamesNotUnder implements [store.Store], by the root key's id and purpose. It reads names up to the last that it
-// lists. A limit of 0 or less lists none.
+// NamesNotUnder implements [store.Store], in the order of an index. A limit of 0 or less lists none.
 func (s *Store) NamesNotUnder(ctx context.Context, kid [16]byte, limit int) ([]store.Name, error) {
 	var list []store.Name
 	args := []any{kid[:], int64(max(0, limit))}

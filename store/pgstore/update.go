@@ -11,32 +11,38 @@ import (
 )
 
 var (
-	updateRootKey = define(`
-update {schema}{prefix}_root_key
-set seq = $4::bigint, head_version = $5::bigint, rotate_every = $6::bigint, max_messages = $7::bigint,
-    rotate_at = nullif($8::bigint, 0), ik_kid = $9::bytea, mac = $10::bytea
-where private_id = $1::text and seq = $2::bigint
-    and exists (select 1 from {schema}{prefix}_installation where inst = $3::bytea)
-returning 1`)
+	updateRootKeys = define(`
+update {schema}{prefix}_root_key k
+set seq = n.seq, head_version = n.head_version, rotate_every = n.rotate_every, max_messages = n.max_messages,
+    rotate_at = nullif(n.rotate_at, 0), ik_kid = n.ik_kid, mac = n.mac
+from unnest($2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bytea[],
+        $10::bytea[])
+    as n (private_id, old, seq, head_version, rotate_every, max_messages, rotate_at, ik_kid, mac)
+where k.private_id = n.private_id and k.seq = n.old
+    and exists (select 1 from {schema}{prefix}_installation where inst = $1::bytea)
+returning k.private_id`)
 
-	updateDataKey = define(`
-update {schema}{prefix}_data_key
-set seq = $4::bigint, head_version = $5::bigint, rotate_every = $6::bigint, max_messages = $7::bigint,
-    rotate_at = nullif($8::bigint, 0), ik_kid = $9::bytea, mac = $10::bytea, generator = $11::text
-where private_id = $1::text and seq = $2::bigint
-    and exists (select 1 from {schema}{prefix}_installation where inst = $3::bytea)
-returning 1`)
+	updateDataKeys = define(`
+update {schema}{prefix}_data_key k
+set seq = n.seq, head_version = n.head_version, rotate_every = n.rotate_every, max_messages = n.max_messages,
+    rotate_at = nullif(n.rotate_at, 0), ik_kid = n.ik_kid, mac = n.mac, generator = n.generator
+from unnest($2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bytea[],
+        $10::bytea[], $11::text[])
+    as n (private_id, old, seq, head_version, rotate_every, max_messages, rotate_at, ik_kid, mac, generator)
+where k.private_id = n.private_id and k.seq = n.old
+    and exists (select 1 from {schema}{prefix}_installation where inst = $1::bytea)
+returning k.private_id`)
 
 	changeRootKeyVersions = define(`
 update {schema}{prefix}_root_key_version v set state = n.new
-from unnest($2::bigint[], $3::bigint[], $4::bigint[]) as n (version, old, new)
-where v.root_key_id = $1::text and v.version = n.version and v.state = n.old
+from unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[]) as n (key_id, version, old, new)
+where v.root_key_id = n.key_id and v.version = n.version and v.state = n.old
 returning v.private_id, v.state = 4`)
 
 	changeDataKeyVersions = define(`
 update {schema}{prefix}_data_key_version v set state = n.new
-from unnest($2::bigint[], $3::bigint[], $4::bigint[]) as n (version, old, new)
-where v.data_key_id = $1::text and v.version = n.version and v.state = n.old
+from unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[]) as n (key_id, version, old, new)
+where v.data_key_id = n.key_id and v.version = n.version and v.state = n.old
 returning v.private_id, v.state = 4`)
 
 	destroyRootKeyVersions = define(`
@@ -69,27 +75,35 @@ order by r.private_id
 for no key update`)
 
 	// The foreign key of the head says this only at the end of the transaction, too.
-	rootHeadIsActive = define(`
+	rootHeadsAreActive = define(`
 select 1
 from {schema}{prefix}_root_key k
 join {schema}{prefix}_root_key_version v on v.root_key_id = k.private_id and v.version = k.head_version
-where k.private_id = $1::text and v.state = 2`)
+where k.private_id = any ($1::text[]) and v.state = 2`)
 
-	dataHeadIsActive = define(`
+	dataHeadsAreActive = define(`
 select 1
 from {schema}{prefix}_data_key k
 join {schema}{prefix}_data_key_version v on v.data_key_id = k.private_id and v.version = k.head_version
-where k.private_id = $1::text and v.state = 2`)
+where k.private_id = any ($1::text[]) and v.state = 2`)
 )
 
 // statements are those that exist for both kinds of keys.
-type statements struct{ update, changeStates, lock, destroy, headIsActive, rewrap query }
+type statements struct {
+	update, changeStates, lock, lockFree, lockFreeVersions, destroy, headsAreActive, rewrap query
+}
 
 func of(kind key.Kind) statements {
 	if kind == key.KEK {
-		return statements{updateRootKey, changeRootKeyVersions, lockRootKeyVersions, destroyRootKeyVersions, rootHeadIsActive, rewrapRootKeyVersions}
+		return statements{
+			updateRootKeys, changeRootKeyVersions, lockRootKeyVersions, lockFreeRootKeys, lockFreeRootKeyVersions,
+			destroyRootKeyVersions, rootHeadsAreActive, rewrapRootKeyVersions,
+		}
 	}
-	return statements{updateDataKey, changeDataKeyVersions, lockDataKeyVersions, destroyDataKeyVersions, dataHeadIsActive, rewrapDataKeyVersions}
+	return statements{
+		updateDataKeys, changeDataKeyVersions, lockDataKeyVersions, lockFreeRootKeysOf, lockFreeDataKeyVersions,
+		destroyDataKeyVersions, dataHeadsAreActive, rewrapDataKeyVersions,
+	}
 }
 
 // Update implements [store.Queries]. It takes one round trip besides the commit, three more if versions are destroyed,
@@ -107,23 +121,11 @@ func (q queries) Update(ctx context.Context, u store.Update) error {
 // that others need. The application's deletion of a tenant goes from the root key downwards, too. If some went the
 // other way, two could wait for each other, and PostgreSQL would give up either, such as that deletion.
 func (w *writer) update(ctx context.Context, u *store.Update) error {
-	if u.Kind != key.KEK && u.Kind != key.DEK {
-		return fmt.Errorf("a key cannot be of kind %q", u.Kind)
-	}
-	m, err := manifestOf(u.Kind, &u.Manifest, u.RotateAt)
+	first, err := w.move(u.Inst, u.Kind, []*store.Update{u})
 	if err != nil {
 		return err
 	}
-	from, err := integer(u.From)
-	if err != nil {
-		return store.ErrConflict // nothing stored has such a number
-	}
 	id, invalid := storable(string(u.KeyID)), checkUpdate(u)
-	first := w.tables.statement(of(u.Kind).update, id, from, u.Inst[:],
-		m.seq, m.head, m.rotateEvery, m.maxMessages, u.RotateAt, u.Manifest.IKKID, u.Manifest.MAC)
-	if u.Kind == key.DEK {
-		first.args = append(first.args, u.Manifest.Generator)
-	}
 	first.done = func(rows int) error {
 		if rows == 0 {
 			return store.ErrConflict
@@ -143,13 +145,43 @@ func (w *writer) update(ctx context.Context, u *store.Update) error {
 	}
 	var disabled []key.ID
 	if invalid == nil {
-		batch = append(batch, w.changes(id, u, &disabled)...)
+		batch = append(batch, w.changes(u.Kind, []*store.Update{u}, &disabled)...)
 	}
 	if err := w.run(ctx, batch...); err != nil || u.Kind != key.KEK || len(disabled) == 0 {
 		return err
 	}
 	// By now nothing more is wrapped under them: a trigger waits for this transaction, and then refuses.
 	return w.unused(ctx, u.Kind, disabled)
+}
+
+// move is the statement that replaces the manifests of keys of one kind.
+func (w *writer) move(inst [16]byte, kind key.Kind, updates []*store.Update) (statement, error) {
+	var ids, generators []string
+	var from, seqs, heads, every, most, dues []int64
+	var kids, macs [][]byte
+	if kind != key.KEK && kind != key.DEK {
+		return statement{}, fmt.Errorf("a key cannot be of kind %q", kind)
+	}
+	for _, u := range updates {
+		m, err := manifestOf(kind, &u.Manifest, u.RotateAt)
+		if err != nil {
+			return statement{}, err
+		}
+		old, err := integer(u.From)
+		if err != nil {
+			old = -1 // nothing stored has such a number
+		}
+		ids, from = append(ids, storable(string(u.KeyID))), append(from, old)
+		seqs, heads = append(seqs, m.seq), append(heads, m.head)
+		every, most, dues = append(every, m.rotateEvery), append(most, m.maxMessages), append(dues, u.RotateAt)
+		kids, macs = append(kids, u.Manifest.IKKID), append(macs, u.Manifest.MAC)
+		generators = append(generators, u.Manifest.Generator)
+	}
+	st := w.tables.statement(of(kind).update, inst[:], ids, from, seqs, heads, every, most, dues, kids, macs)
+	if kind == key.DEK {
+		st.args = append(st.args, generators)
+	}
+	return st, nil
 }
 
 // notReferred looks, before versions are deleted, whether a row has the id of one. A foreign key may take that row
@@ -203,26 +235,35 @@ func checkUpdate(u *store.Update) error {
 	return nil
 }
 
-// changes are the statements that come after the key's own row. They put into disabled which versions they disable.
-func (w *writer) changes(id string, u *store.Update, disabled *[]key.ID) (batch []statement) {
-	if u.Add != nil {
-		var r round
-		rows := &r.data
-		if u.Kind == key.KEK {
-			rows = &r.root
-		}
-		rows.add(u.KeyID, u.Add)
-		batch = w.insertVersions(false, &r)
+// changes are the statements that come after the rows of keys of one kind. They put into disabled which versions they
+// disable.
+func (w *writer) changes(kind key.Kind, updates []*store.Update, disabled *[]key.ID) (batch []statement) {
+	var r round
+	added := &r.data
+	if kind == key.KEK {
+		added = &r.root
 	}
+	var ids []string
+	for _, u := range updates {
+		ids = append(ids, storable(string(u.KeyID)))
+		if u.Add != nil {
+			added.add(u.KeyID, u.Add)
+		}
+	}
+	batch = w.insertVersions(false, &r)
 	for _, activate := range []bool{false, true} {
+		var keys []string
 		var numbers, from, to []int64
-		for _, c := range u.States {
-			if (c.To == key.Active) == activate {
-				numbers, from, to = append(numbers, int64(c.Number)), append(from, int64(c.From)), append(to, int64(c.To))
+		for i, u := range updates {
+			for _, c := range u.States {
+				if (c.To == key.Active) == activate {
+					keys, numbers = append(keys, ids[i]), append(numbers, int64(c.Number))
+					from, to = append(from, int64(c.From)), append(to, int64(c.To))
+				}
 			}
 		}
 		if len(numbers) > 0 {
-			change := w.tables.statement(of(u.Kind).changeStates, id, numbers, from, to)
+			change := w.tables.statement(of(kind).changeStates, keys, numbers, from, to)
 			change.row = func(scan func(...any) error) error {
 				var version key.ID
 				off := false
@@ -235,10 +276,13 @@ func (w *writer) changes(id string, u *store.Update, disabled *[]key.ID) (batch 
 			batch = append(batch, exactly(len(numbers), "a version whose state was to change is not there in that state", change))
 		}
 	}
-	if len(u.Destroy) > 0 {
-		batch = append(batch, w.destroy(id, u))
+	for i, u := range updates {
+		if len(u.Destroy) > 0 {
+			batch = append(batch, w.destroy(ids[i], u))
+		}
 	}
-	return append(batch, exactly(1, "the head is not there, or not active", w.tables.statement(of(u.Kind).headIsActive, id)))
+	return append(batch,
+		exactly(len(ids), "the head is not there, or not active", w.tables.statement(of(kind).headsAreActive, ids)))
 }
 
 func (w *writer) destroy(id string, u *store.Update) statement {

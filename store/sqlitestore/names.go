@@ -191,11 +191,11 @@ func (w *writer) putName(ctx context.Context, from uint64, n *store.Name) error 
 
 var (
 	keyToRemove = define(`
-select root_key_id, purpose, max(
-    (select coalesce(max(version), 0) from {prefix}_data_key_version where data_key_id = private_id),
-    (select coalesce(max(version), 0) from {prefix}_tombstone where key_id = private_id))
-from {prefix}_data_key
-where private_id = ? and seq = ?`)
+select k.root_key_id, k.purpose, max(
+    (select coalesce(max(v.version), 0) from {prefix}_data_key_version v where v.data_key_id = k.private_id),
+    (select coalesce(max(t.version), 0) from {prefix}_tombstone t where t.key_id = k.private_id))
+from {prefix}_data_key k
+where k.private_id = ? and k.seq = ?`)
 
 	versionsOfKey = define(`select private_id from {prefix}_data_key_version where data_key_id = ?`)
 

@@ -137,6 +137,20 @@ func (q queries) Key(ctx context.Context, ref key.Ref) (store.Family, error) {
 	return f, nil
 }
 
+// Keys implements [store.Store]. It is one statement for each key.
+func (s *Store) Keys(ctx context.Context, refs []key.Ref) ([]store.Family, error) {
+	var list []store.Family
+	for _, ref := range refs {
+		f, err := s.Key(ctx, ref)
+		if err != nil && !errors.Is(err, store.ErrNotFound) {
+			return nil, err
+		}
+		f.Epoch = 0
+		list = append(list, f)
+	}
+	return list, nil
+}
+
 // KeyOfVersion implements [store.Queries].
 func (q queries) KeyOfVersion(ctx context.Context, id key.ID) (store.Family, error) {
 	query := rootOfVersionQuery

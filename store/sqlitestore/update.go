@@ -9,6 +9,7 @@ import (
 
 	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/store"
+	"keyhold.example/keyhold/store/internal/rows"
 )
 
 var (
@@ -49,7 +50,11 @@ func (q queries) Update(ctx context.Context, u store.Update) error {
 		if err := w.checkRight(ctx, u.Inst, u.Lease); err != nil {
 			return err
 		}
-		return w.update(ctx, &u)
+		there, err := w.update(ctx, &u)
+		if err == nil && !there {
+			err = store.ErrConflict
+		}
+		return err
 	})
 	if errors.Is(err, errNoRight) {
 		err = store.ErrConflict
@@ -57,27 +62,55 @@ func (q queries) Update(ctx context.Context, u store.Update) error {
 	return q.tables.explain(ctx, "update key "+string(u.KeyID), err)
 }
 
-// update goes in an order that the constraints allow: the key's row first, because a version's state depends on which
-// one is the head; the old head's retirement before the new one's activation, because only one may be active.
-func (w *writer) update(ctx context.Context, u *store.Update) error {
+// UpdateAll implements [store.Store]. There is one writer at a time, so that nobody else is at work at any scope.
+func (s *Store) UpdateAll(ctx context.Context, updates []store.Update) ([]bool, error) {
+	made := make([]bool, len(updates))
+	err := rows.CheckUpdates(updates)
+	if err == nil && len(updates) > 0 {
+		err = s.write(ctx, func(w *writer) (err error) {
+			if err := w.checkRight(ctx, updates[0].Inst, updates[0].Lease); err != nil {
+				return err
+			}
+			for i := range updates {
+				if made[i], err = w.update(ctx, &updates[i]); err != nil {
+					return fmt.Errorf("key %s: %w", updates[i].KeyID, err)
+				}
+			}
+			return nil
+		})
+	}
+	if errors.Is(err, errNoRight) {
+		return make([]bool, len(updates)), nil
+	}
+	if err != nil {
+		return nil, s.tables.explain(ctx, "update keys", err)
+	}
+	return made, nil
+}
+
+// update changes the key, or says that it is not there with that sequence number. It goes in an order that the
+// constraints allow: the key's row first, because a version's state depends on which one is the head; the old head's
+// retirement before the new one's activation, because only one may be active.
+func (w *writer) update(ctx context.Context, u *store.Update) (there bool, err error) {
 	if u.Kind != key.KEK && u.Kind != key.DEK {
-		return fmt.Errorf("a key cannot be of kind %q", u.Kind)
+		return false, fmt.Errorf("a key cannot be of kind %q", u.Kind)
 	}
 	args, err := manifestArgs(u.Kind, u.Manifest, u.RotateAt)
 	if err != nil {
-		return err
+		return false, err
 	}
 	from, err := integers(u.From)
 	if err != nil {
-		return store.ErrConflict // nothing stored has such a number
+		return false, nil //nolint:nilerr // nothing stored has such a number
 	}
 	n, err := w.execUnder(ctx, u.Manifest.IKKID, of(u.Kind).update, append([]any{string(u.KeyID), from[0]}, args...)...)
-	if err != nil {
-		return err
+	if err != nil || n == 0 {
+		return false, err
 	}
-	if n == 0 {
-		return store.ErrConflict
-	}
+	return true, w.updateVersions(ctx, u)
+}
+
+func (w *writer) updateVersions(ctx context.Context, u *store.Update) error {
 	if err := checkNamedOnce(u); err != nil {
 		return err
 	}
@@ -177,13 +210,13 @@ update {prefix}_data_key_version set key = ?3, root_key_version_id = ?4 where pr
 )
 
 // Rewrap implements [store.Queries].
-func (q queries) Rewrap(ctx context.Context, inst [16]byte, rows []store.Rewrap, under *store.Lease) (int, error) {
+func (q queries) Rewrap(ctx context.Context, inst [16]byte, rewraps []store.Rewrap, under *store.Lease) (int, error) {
 	n := 0
 	err := q.view.write(ctx, func(w *writer) error {
 		if err := w.checkRight(ctx, inst, under); err != nil {
 			return err
 		}
-		for _, r := range rows {
+		for _, r := range rewraps {
 			kind, _ := r.ID.Kind()
 			wrapped, err := wrappedUnder(kind, r.Parent, r.IKKID)
 			var changed int64

@@ -79,6 +79,7 @@ func Run(t *testing.T, h Harness) {
 		{"names", nameTests},
 		{"removal", removalTests},
 		{"update", updateTests},
+		{"together", togetherTests},
 		{"disabled", disabledTests},
 		{"rewrap", rewrapTests},
 		{"roots", rootsTests},

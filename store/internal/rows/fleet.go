@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -76,6 +77,27 @@ func CheckEscrow(e *store.Escrow) error {
 		return fmt.Errorf("an installation key is written or verified, not %q", e.Event)
 	case len(e.Detail) > 4096 || !utf8.ValidString(e.Detail) || strings.Contains(e.Detail, "\x00"):
 		return errors.New("the detail is at most 4096 bytes of UTF-8, none of them zero")
+	}
+	return nil
+}
+
+// CheckUpdates looks at the rules for changes that are made together.
+func CheckUpdates(updates []store.Update) error {
+	named := make(map[key.ID]bool, len(updates))
+	for i := range updates {
+		u := &updates[i]
+		off := slices.ContainsFunc(u.States, func(c store.StateChange) bool { return c.To == key.Disabled })
+		switch {
+		case u.Kind != key.KEK && u.Kind != key.DEK:
+			return fmt.Errorf("key %s cannot be of kind %q", u.KeyID, u.Kind)
+		case named[u.KeyID]:
+			return fmt.Errorf("key %s is named twice", u.KeyID)
+		case len(u.Destroy) > 0 || off:
+			return fmt.Errorf("key %s: a version is destroyed or disabled by a change of its key alone", u.KeyID)
+		case u.Inst != updates[0].Inst || u.Lease != updates[0].Lease:
+			return fmt.Errorf("key %s: it is changed for another installation, or under another lease, than the first", u.KeyID)
+		}
+		named[u.KeyID] = true
 	}
 	return nil
 }

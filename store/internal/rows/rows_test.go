@@ -70,7 +70,10 @@ func TestFamily(t *testing.T) {
 func TestFamiliesAreReadWithTheirEpochs(t *testing.T) {
 	var all Families
 	for _, r := range append([]Row{
-		{Table: Now, A: 7, C: 12, X: []byte("inst")}, {Table: Epoch, A: 0, B: 11}, {Table: Epoch, A: 11, B: 5}, {Table: Epoch, A: 31, B: 4},
+		{Table: Now, A: 7, C: 12, X: []byte("inst")},
+		{Table: Epoch, A: 0, B: 11},
+		{Table: Epoch, A: 11, B: 5},
+		{Table: Epoch, A: 31, B: 4},
 		{Table: Root, ID: "krk_zz", Name: "other"},
 	}, some()[1:]...) {
 		if err := all.Add(&r); err != nil {

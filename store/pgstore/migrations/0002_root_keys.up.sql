@@ -54,14 +54,19 @@ execute function {schema}{prefix}_refuse('the head never goes back');
 
 create function {schema}{prefix}_root_key_epoch_update() returns trigger language plpgsql {function_options}as $$
 begin
-    insert into {schema}{prefix}_epoch (bucket, n) values ({schema}{prefix}_bucket(new.private_id), {schema}{prefix}_epoch_step());
+    insert into {schema}{prefix}_epoch (bucket, n)
+    select bucket, {schema}{prefix}_epoch_step() from (
+        select {schema}{prefix}_bucket(private_id) as bucket from (
+            select private_id, seq, scope_id from changed except select private_id, seq, scope_id from outdated) c
+        group by 1) b;
     return null;
 end
 $$;
 
 create trigger {prefix}_root_key_epoch_update
-after update of seq, scope_id on {schema}{prefix}_root_key
-for each row
+after update on {schema}{prefix}_root_key
+referencing old table as outdated new table as changed
+for each statement
 execute function {schema}{prefix}_root_key_epoch_update();
 
 create function {schema}{prefix}_root_key_epoch_delete() returns trigger language plpgsql {function_options}as $$
@@ -123,56 +128,69 @@ create unique index {prefix}_root_key_version_one_active on {schema}{prefix}_roo
 
 create index {prefix}_root_key_version_pending_idx on {schema}{prefix}_root_key_version (created, root_key_id) where state = 1;
 
-create function {schema}{prefix}_root_key_version_dense() returns trigger language plpgsql {function_options}as $$
+create function {schema}{prefix}_root_key_version_dense() returns trigger language plpgsql {function_options}set enable_seqscan to 'off' as $$
 begin
-    if new.version <> 1 + greatest(
-        (select coalesce(max(version), 0) from {schema}{prefix}_root_key_version where root_key_id = new.root_key_id),
-        (select coalesce(max(version), 0) from {schema}{prefix}_tombstone where key_id = new.root_key_id))
+    if exists (
+        select 1
+        from (select root_key_id, min(version) as lowest, max(version) as highest, count(*) as n from added group by root_key_id) a
+        where a.n <> a.highest - a.lowest + 1
+            or a.highest <> (select max(v.version) from {schema}{prefix}_root_key_version v where v.root_key_id = a.root_key_id)
+            or a.lowest <> 1 + greatest(
+                (select coalesce(max(v.version), 0) from {schema}{prefix}_root_key_version v
+                where v.root_key_id = a.root_key_id and v.version < a.lowest),
+                (select coalesce(max(t.version), 0) from {schema}{prefix}_tombstone t where t.key_id = a.root_key_id)))
     then
         raise exception '%: versions are numbered 1, 2, 3 and so on, none skipped or repeated', tg_name
             using errcode = 'check_violation', constraint = tg_name, table = tg_table_name, schema = tg_table_schema;
     end if;
-    return new;
+    return null;
 end
 $$;
 
 create trigger {prefix}_root_key_version_dense
-before insert on {schema}{prefix}_root_key_version
-for each row
+after insert on {schema}{prefix}_root_key_version
+referencing new table as added
+for each statement
 execute function {schema}{prefix}_root_key_version_dense();
 
-create function {schema}{prefix}_root_key_version_not_again() returns trigger language plpgsql {function_options}as $$
+create function {schema}{prefix}_root_key_version_not_again() returns trigger language plpgsql {function_options}set enable_seqscan to 'off' as $$
 begin
-    if exists (select 1 from {schema}{prefix}_tombstone where private_id = new.private_id and private_id <> '') then
+    if exists (
+        select 1 from added a
+        where (select true from {schema}{prefix}_tombstone t where t.private_id = a.private_id and t.private_id <> ''))
+    then
         raise exception '%: the version of this id was destroyed', tg_name
             using errcode = 'check_violation', constraint = tg_name, table = tg_table_name, schema = tg_table_schema;
     end if;
-    return new;
+    return null;
 end
 $$;
 
 create trigger {prefix}_root_key_version_not_again
-before insert on {schema}{prefix}_root_key_version
-for each row
+after insert on {schema}{prefix}_root_key_version
+referencing new table as added
+for each statement
 execute function {schema}{prefix}_root_key_version_not_again();
 
-create function {schema}{prefix}_root_key_version_state_new() returns trigger language plpgsql {function_options}as $$
+create function {schema}{prefix}_root_key_version_state_new() returns trigger language plpgsql {function_options}set enable_seqscan to 'off' as $$
 begin
-    if new.state <> 2 or not exists (
-        select 1 from {schema}{prefix}_root_key where private_id = new.root_key_id and head_version = new.version)
+    if exists (
+        select 1 from added a
+        where a.state not in (1, 3) and not (a.state = 2 and coalesce(
+            (select k.head_version = a.version from {schema}{prefix}_root_key k where k.private_id = a.root_key_id), false)))
     then
         raise exception '%: a new version is pending, or retired, or the active head', tg_name
             using errcode = 'check_violation', constraint = tg_name, table = tg_table_name, schema = tg_table_schema;
     end if;
-    return new;
+    return null;
 end
 $$;
 
 -- Retired ones are what an import brings.
 create trigger {prefix}_root_key_version_state_new
-before insert on {schema}{prefix}_root_key_version
-for each row
-when (new.state not in (1, 3))
+after insert on {schema}{prefix}_root_key_version
+referencing new table as added
+for each statement
 execute function {schema}{prefix}_root_key_version_state_new();
 
 create function {schema}{prefix}_root_key_version_state_change() returns trigger language plpgsql {function_options}as $$

@@ -68,14 +68,19 @@ execute function {schema}{prefix}_refuse('the head never goes back');
 
 create function {schema}{prefix}_data_key_epoch_update() returns trigger language plpgsql {function_options}as $$
 begin
-    insert into {schema}{prefix}_epoch (bucket, n) values ({schema}{prefix}_bucket(new.private_id), {schema}{prefix}_epoch_step());
+    insert into {schema}{prefix}_epoch (bucket, n)
+    select bucket, {schema}{prefix}_epoch_step() from (
+        select {schema}{prefix}_bucket(private_id) as bucket from (
+            select private_id, seq from changed except select private_id, seq from outdated) c
+        group by 1) b;
     return null;
 end
 $$;
 
 create trigger {prefix}_data_key_epoch_update
-after update of seq on {schema}{prefix}_data_key
-for each row
+after update on {schema}{prefix}_data_key
+referencing old table as outdated new table as changed
+for each statement
 execute function {schema}{prefix}_data_key_epoch_update();
 
 create function {schema}{prefix}_data_key_epoch_delete() returns trigger language plpgsql {function_options}as $$
@@ -139,56 +144,69 @@ create unique index {prefix}_data_key_version_one_active on {schema}{prefix}_dat
 
 create index {prefix}_data_key_version_pending_idx on {schema}{prefix}_data_key_version (created, data_key_id) where state = 1;
 
-create function {schema}{prefix}_data_key_version_dense() returns trigger language plpgsql {function_options}as $$
+create function {schema}{prefix}_data_key_version_dense() returns trigger language plpgsql {function_options}set enable_seqscan to 'off' as $$
 begin
-    if new.version <> 1 + greatest(
-        (select coalesce(max(version), 0) from {schema}{prefix}_data_key_version where data_key_id = new.data_key_id),
-        (select coalesce(max(version), 0) from {schema}{prefix}_tombstone where key_id = new.data_key_id))
+    if exists (
+        select 1
+        from (select data_key_id, min(version) as lowest, max(version) as highest, count(*) as n from added group by data_key_id) a
+        where a.n <> a.highest - a.lowest + 1
+            or a.highest <> (select max(v.version) from {schema}{prefix}_data_key_version v where v.data_key_id = a.data_key_id)
+            or a.lowest <> 1 + greatest(
+                (select coalesce(max(v.version), 0) from {schema}{prefix}_data_key_version v
+                where v.data_key_id = a.data_key_id and v.version < a.lowest),
+                (select coalesce(max(t.version), 0) from {schema}{prefix}_tombstone t where t.key_id = a.data_key_id)))
     then
         raise exception '%: versions are numbered 1, 2, 3 and so on, none skipped or repeated', tg_name
             using errcode = 'check_violation', constraint = tg_name, table = tg_table_name, schema = tg_table_schema;
     end if;
-    return new;
+    return null;
 end
 $$;
 
 create trigger {prefix}_data_key_version_dense
-before insert on {schema}{prefix}_data_key_version
-for each row
+after insert on {schema}{prefix}_data_key_version
+referencing new table as added
+for each statement
 execute function {schema}{prefix}_data_key_version_dense();
 
-create function {schema}{prefix}_data_key_version_not_again() returns trigger language plpgsql {function_options}as $$
+create function {schema}{prefix}_data_key_version_not_again() returns trigger language plpgsql {function_options}set enable_seqscan to 'off' as $$
 begin
-    if exists (select 1 from {schema}{prefix}_tombstone where private_id = new.private_id and private_id <> '') then
+    if exists (
+        select 1 from added a
+        where (select true from {schema}{prefix}_tombstone t where t.private_id = a.private_id and t.private_id <> ''))
+    then
         raise exception '%: the version of this id was destroyed', tg_name
             using errcode = 'check_violation', constraint = tg_name, table = tg_table_name, schema = tg_table_schema;
     end if;
-    return new;
+    return null;
 end
 $$;
 
 create trigger {prefix}_data_key_version_not_again
-before insert on {schema}{prefix}_data_key_version
-for each row
+after insert on {schema}{prefix}_data_key_version
+referencing new table as added
+for each statement
 execute function {schema}{prefix}_data_key_version_not_again();
 
-create function {schema}{prefix}_data_key_version_state_new() returns trigger language plpgsql {function_options}as $$
+create function {schema}{prefix}_data_key_version_state_new() returns trigger language plpgsql {function_options}set enable_seqscan to 'off' as $$
 begin
-    if new.state <> 2 or not exists (
-        select 1 from {schema}{prefix}_data_key where private_id = new.data_key_id and head_version = new.version)
+    if exists (
+        select 1 from added a
+        where a.state not in (1, 3) and not (a.state = 2 and coalesce(
+            (select k.head_version = a.version from {schema}{prefix}_data_key k where k.private_id = a.data_key_id), false)))
     then
         raise exception '%: a new version is pending, or retired, or the active head', tg_name
             using errcode = 'check_violation', constraint = tg_name, table = tg_table_name, schema = tg_table_schema;
     end if;
-    return new;
+    return null;
 end
 $$;
 
 -- Retired ones are what an import brings.
 create trigger {prefix}_data_key_version_state_new
-before insert on {schema}{prefix}_data_key_version
-for each row
-when (new.state not in (1, 3))
+after insert on {schema}{prefix}_data_key_version
+referencing new table as added
+for each statement
 execute function {schema}{prefix}_data_key_version_state_new();
 
 create function {schema}{prefix}_data_key_version_state_change() returns trigger language plpgsql {function_options}as $$
@@ -304,57 +322,96 @@ referencing old table as gone
 for each statement
 execute function {schema}{prefix}_data_key_version_bury();
 
-create function {schema}{prefix}_data_key_version_parent() returns trigger language plpgsql {function_options}as $$
+create function {schema}{prefix}_data_key_version_parent_insert() returns trigger language plpgsql {function_options}set enable_seqscan to 'off' as $$
 begin
-    if not exists (
-        select 1
-        from {schema}{prefix}_data_key k
-        join {schema}{prefix}_root_key_version p on p.root_key_id = k.root_key_id
-        where k.private_id = new.data_key_id and p.private_id = new.root_key_version_id and p.alg = 1)
+    if exists (
+        select 1 from (select distinct data_key_id, root_key_version_id from added) n
+        where coalesce(
+            (select k.root_key_id from {schema}{prefix}_data_key k where k.private_id = n.data_key_id)
+            <> (select p.root_key_id from {schema}{prefix}_root_key_version p
+                where p.private_id = n.root_key_version_id and p.alg = 1), true))
     then
         raise exception '%: the parent is no version of the root key that wraps', tg_name
             using errcode = 'check_violation', constraint = tg_name, table = tg_table_name, schema = tg_table_schema;
     end if;
-    return new;
+    return null;
 end
 $$;
 
 create trigger {prefix}_data_key_version_parent_insert
-before insert on {schema}{prefix}_data_key_version
-for each row
-execute function {schema}{prefix}_data_key_version_parent();
+after insert on {schema}{prefix}_data_key_version
+referencing new table as added
+for each statement
+execute function {schema}{prefix}_data_key_version_parent_insert();
+
+create function {schema}{prefix}_data_key_version_parent_update() returns trigger language plpgsql {function_options}set enable_seqscan to 'off' as $$
+begin
+    if exists (
+        select 1 from (select distinct data_key_id, root_key_version_id from changed) n
+        where coalesce(
+            (select k.root_key_id from {schema}{prefix}_data_key k where k.private_id = n.data_key_id)
+            <> (select p.root_key_id from {schema}{prefix}_root_key_version p
+                where p.private_id = n.root_key_version_id and p.alg = 1), true))
+    then
+        raise exception '%: the parent is no version of the root key that wraps', tg_name
+            using errcode = 'check_violation', constraint = tg_name, table = tg_table_name, schema = tg_table_schema;
+    end if;
+    return null;
+end
+$$;
 
 create trigger {prefix}_data_key_version_parent_update
-before update of root_key_version_id on {schema}{prefix}_data_key_version
-for each row
-when (old.root_key_version_id is distinct from new.root_key_version_id)
-execute function {schema}{prefix}_data_key_version_parent();
+after update on {schema}{prefix}_data_key_version
+referencing new table as changed
+for each statement
+execute function {schema}{prefix}_data_key_version_parent_update();
 
--- The parent's row is locked, so that it is not disabled before this is committed: who disables it counts what it
+-- The parents' rows are locked, so that they are not disabled before this is committed: who disables one counts what it
 -- wraps.
-create function {schema}{prefix}_data_key_version_parent_usable() returns trigger language plpgsql {function_options}as $$
-declare
-    parent_state smallint;
+create function {schema}{prefix}_data_key_version_parent_usable_insert() returns trigger language plpgsql {function_options}set enable_seqscan to 'off' as $$
 begin
-    select state into parent_state from {schema}{prefix}_root_key_version where private_id = new.root_key_version_id for share;
-    if parent_state = 4 then
+    if exists (
+        with parents as materialized (
+            select state from {schema}{prefix}_root_key_version
+            where private_id = any (array(select distinct root_key_version_id from added))
+            order by private_id for share)
+        select 1 from parents where state = 4)
+    then
         raise exception '%: the parent is disabled', tg_name
             using errcode = 'check_violation', constraint = tg_name, table = tg_table_name, schema = tg_table_schema;
     end if;
-    return new;
+    return null;
 end
 $$;
 
 create trigger {prefix}_data_key_version_parent_usable_insert
-before insert on {schema}{prefix}_data_key_version
-for each row
-execute function {schema}{prefix}_data_key_version_parent_usable();
+after insert on {schema}{prefix}_data_key_version
+referencing new table as added
+for each statement
+execute function {schema}{prefix}_data_key_version_parent_usable_insert();
+
+create function {schema}{prefix}_data_key_version_parent_usable_update() returns trigger language plpgsql {function_options}set enable_seqscan to 'off' as $$
+begin
+    if exists (
+        with parents as materialized (
+            select state from {schema}{prefix}_root_key_version
+            where private_id = any (array(select distinct root_key_version_id from (
+                select private_id, root_key_version_id from changed except select private_id, root_key_version_id from outdated) n))
+            order by private_id for share)
+        select 1 from parents where state = 4)
+    then
+        raise exception '%: the parent is disabled', tg_name
+            using errcode = 'check_violation', constraint = tg_name, table = tg_table_name, schema = tg_table_schema;
+    end if;
+    return null;
+end
+$$;
 
 create trigger {prefix}_data_key_version_parent_usable_update
-before update of root_key_version_id on {schema}{prefix}_data_key_version
-for each row
-when (old.root_key_version_id is distinct from new.root_key_version_id)
-execute function {schema}{prefix}_data_key_version_parent_usable();
+after update on {schema}{prefix}_data_key_version
+referencing old table as outdated new table as changed
+for each statement
+execute function {schema}{prefix}_data_key_version_parent_usable_update();
 
 -- Here and not with the table, because they look at both kinds of versions.
 create function {schema}{prefix}_tombstone_not_live() returns trigger language plpgsql {function_options}as $$
@@ -443,6 +500,8 @@ create table {schema}{prefix}_data_key_name (
         references {schema}{prefix}_root_key (private_id) on delete cascade
 );
 
+create index {prefix}_data_key_name_ik_kid_idx on {schema}{prefix}_data_key_name (ik_kid, root_key_id, purpose);
+
 create trigger {prefix}_data_key_name_immutable
 before update of root_key_id, purpose on {schema}{prefix}_data_key_name
 for each row
@@ -512,12 +571,12 @@ execute function {schema}{prefix}_data_key_name_free();
 -- After the insert, which may have waited for a key of the same name to go, and after the trigger of the foreign key,
 -- whose name comes before any prefix and which may have waited for the root key: a name that is removed meanwhile is
 -- seen.
-create function {schema}{prefix}_data_key_named() returns trigger language plpgsql {function_options}as $$
+create function {schema}{prefix}_data_key_named() returns trigger language plpgsql {function_options}set enable_seqscan to 'off' as $$
 begin
     if exists (
-        select 1 from {schema}{prefix}_data_key_name n
-        where n.root_key_id = new.root_key_id and n.purpose = new.purpose
-            and (n.removed = 1 or n.last_version >= new.head_version))
+        select 1 from added a
+        where (select n.removed = 1 or n.last_version >= a.head_version from {schema}{prefix}_data_key_name n
+            where n.root_key_id = a.root_key_id and n.purpose = a.purpose))
     then
         raise exception '%: the name was removed, and a new key of it begins after its last number', tg_name
             using errcode = 'check_violation', constraint = tg_name, table = tg_table_name, schema = tg_table_schema;
@@ -528,7 +587,8 @@ $$;
 
 create trigger {prefix}_data_key_named
 after insert on {schema}{prefix}_data_key
-for each row
+referencing new table as added
+for each statement
 execute function {schema}{prefix}_data_key_named();
 
 -- When the root key is deleted, its row is gone before this cascades to the data keys.

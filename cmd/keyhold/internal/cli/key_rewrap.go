@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"cmp"
+	"context"
 	"errors"
 	"io"
 
@@ -32,22 +34,36 @@ With --all, a scope whose keys are not as keyhold stored them is left out, and t
 			}
 			return a.with(ctx, keyhold.Config{}, func(s *session) error {
 				list := a.newStream("SCOPE\tREWRAPPED")
-				rewrap := func(scope key.Scope) error {
-					// What was done is shown also where some of it could not be.
-					n, err := s.Rewrap(ctx, scope)
+				// What was done is shown also where some of it could not be.
+				show := func(scope key.Scope, n int, err error) error {
 					if err != nil && n == 0 {
 						return err
 					}
 					return errors.Join(err, list.add(rewrapped{scope, n}, func(w io.Writer) { line(w, scope, n) }))
 				}
 				if all {
-					return list.end(eachScope(s.Scopes(ctx), rewrap))
+					return list.end(rewrapAll(ctx, s, show))
 				}
 				scope := key.Scope(args[0])
-				return list.end(unknown(ctx, s, key.Ref{Scope: scope}, rewrap(scope)))
+				n, err := s.Rewrap(ctx, scope)
+				return list.end(unknown(ctx, s, key.Ref{Scope: scope}, show(scope, n, err)))
 			})
 		},
 	}
 	c.Flags().BoolVar(&all, "all", false, "every scope")
 	return c
+}
+
+// rewrapAll rewraps all scopes, and then shows what was done for each, in their order.
+func rewrapAll(ctx context.Context, s *session, show func(scope key.Scope, n int, err error) error) error {
+	type result struct {
+		n   int
+		err error
+	}
+	results := map[key.Scope]result{}
+	_, err := s.RewrapAll(ctx, func(scope key.Scope, n int, err error) { results[scope] = result{n, err} })
+	shown := eachScope(s.Scopes(context.WithoutCancel(ctx)), func(scope key.Scope) error {
+		return show(scope, results[scope].n, results[scope].err)
+	})
+	return cmp.Or(shown, err)
 }

@@ -1,0 +1,111 @@
+package keyhold
+
+import (
+	"context"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"keyhold.example/keyhold/store"
+)
+
+// Work at many scopes goes in batches. A batch is read and wrapped by all cores while the one before it is written, in
+// transactions that are short enough to hold up nobody for long.
+
+// bulkScopes is how many scopes are read at once.
+const bulkScopes = 250
+
+// How long a transaction should take, and how many rows it may write.
+const (
+	paceTarget = 100 * time.Millisecond
+	paceFirst  = 100
+	paceLeast  = 50
+	paceMost   = 5000
+)
+
+// pace is how many rows the next transaction should write: half as many as the last one if that took too long, twice as
+// many if it took less than half the time. The zero value is the first one.
+type pace struct{ rows int }
+
+// next is how many rows to write.
+func (p *pace) next() int {
+	if p.rows == 0 {
+		return paceFirst
+	}
+	return p.rows
+}
+
+// took says how long it took to write so many rows. Of a batch that was smaller than it could have been, only that it
+// took too long says something.
+func (p *pace) took(rows int, d time.Duration) {
+	now := p.next()
+	switch {
+	case d > paceTarget:
+		now = min(now, rows) / 2
+	case d < paceTarget/2 && rows >= now:
+		now *= 2
+	}
+	p.rows = min(max(now, paceLeast), paceMost)
+}
+
+// cut is how many of n items, of which each has so many rows, are written next: at least one.
+func (p *pace) cut(n int, rows func(i int) int) (items, total int) {
+	for items < n && (items == 0 || total+rows(items) <= p.next()) {
+		total += rows(items)
+		items++
+	}
+	return items, total
+}
+
+// ahead gives what next returns to use, and calls next again meanwhile, until it says that there is no more. It returns
+// the first error of either, and after it calls neither again.
+func ahead[T any](ctx context.Context, next func(context.Context) (batch T, more bool, err error), use func(context.Context, T) error) error {
+	type made struct {
+		batch T
+		more  bool
+		err   error
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	batches := make(chan made)
+	var producer sync.WaitGroup
+	producer.Go(func() {
+		defer close(batches)
+		for b := (made{more: true}); b.more && b.err == nil; {
+			b.batch, b.more, b.err = next(ctx)
+			select {
+			case batches <- b:
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	defer producer.Wait()
+	defer cancel()
+	for {
+		b, ok := <-batches
+		if !ok {
+			return store.ContextError(ctx)
+		}
+		if b.err != nil {
+			return b.err
+		}
+		if err := use(ctx, b.batch); err != nil || !b.more {
+			return err
+		}
+	}
+}
+
+// inParallel calls do with 0 to n-1, on all cores, and waits for all.
+func inParallel(n int, do func(i int)) {
+	var next atomic.Int64
+	var workers sync.WaitGroup
+	for range min(n, runtime.GOMAXPROCS(0)) {
+		workers.Go(func() {
+			for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
+				do(i)
+			}
+		})
+	}
+	workers.Wait()
+}

@@ -1,0 +1,116 @@
+package keyhold
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"keyhold.example/keyhold/key"
+)
+
+func TestPaceFindsTheSizeOfATransaction(t *testing.T) {
+	// A database that writes so many rows in 100 ms, from the size that was found before.
+	for _, step := range []struct {
+		per100ms, least, most int
+	}{
+		{1_000_000, paceMost, paceMost},
+		{1000, 500, 1000},
+		{150, 75, 150},
+		{1, paceLeast, paceLeast},
+		{4000, 2000, 4000},
+	} {
+		p := &pace{rows: paceLeast}
+		if step.per100ms < 200 {
+			p.rows = paceMost
+		}
+		for range 20 {
+			rows := p.next()
+			p.took(rows, time.Duration(rows)*paceTarget/time.Duration(step.per100ms))
+		}
+		if got := p.next(); got < step.least || got > step.most {
+			t.Errorf("%d rows in 100 ms: %d rows a transaction, want %d to %d", step.per100ms, got, step.least, step.most)
+		}
+	}
+	var p pace
+	p.took(paceFirst/2, time.Millisecond)
+	if p.next() != paceFirst {
+		t.Errorf("after a quick one that was not full: %d, want %d still", p.next(), paceFirst)
+	}
+	p.took(60, time.Second)
+	if p.next() != paceLeast {
+		t.Errorf("after a slow one of 60: %d, want %d", p.next(), paceLeast)
+	}
+}
+
+func TestPaceCutsAtLeastOneItem(t *testing.T) {
+	p := &pace{rows: 100}
+	for _, c := range []struct{ rows, n, items int }{{40, 5, 2}, {50, 5, 2}, {101, 5, 1}, {1, 5, 5}, {0, 5, 5}, {1, 0, 0}} {
+		if items, total := p.cut(c.n, func(int) int { return c.rows }); items != c.items || total != items*c.rows {
+			t.Errorf("%d items of %d rows: %d with %d rows, want %d", c.n, c.rows, items, total, c.items)
+		}
+	}
+}
+
+func TestAheadEndsWithTheFirstError(t *testing.T) {
+	ctx := t.Context()
+	var made atomic.Int64
+	next := func(ctx context.Context) (int64, bool, error) {
+		n := made.Add(1)
+		return n, n < 5, nil
+	}
+	var used []int64
+	use := func(_ context.Context, n int64) error { used = append(used, n); return nil }
+	if err := ahead(ctx, next, use); err != nil || len(used) != 5 || used[4] != 5 {
+		t.Errorf("used %v, %v", used, err)
+	}
+	wrong := errors.New("wrong")
+	made.Store(0)
+	if err := ahead(ctx, next, func(context.Context, int64) error { return wrong }); !errors.Is(err, wrong) || made.Load() > 2 {
+		t.Errorf("use failed: %v after %d were made", err, made.Load())
+	}
+	used = nil
+	failing := func(context.Context) (int64, bool, error) { return 0, true, wrong }
+	if err := ahead(ctx, failing, use); !errors.Is(err, wrong) || len(used) != 0 {
+		t.Errorf("next failed: %v, used %v", err, used)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	endless := func(context.Context) (int64, bool, error) { return 0, true, nil }
+	err := ahead(ctx, endless, func(ctx context.Context, _ int64) error { cancel(); return nil })
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("its context ended: %v", err)
+	}
+}
+
+func TestInParallelDoesEachOnce(t *testing.T) {
+	for _, n := range []int{0, 1, 1000} {
+		done := make([]atomic.Int64, n)
+		inParallel(n, func(i int) { done[i].Add(1) })
+		for i := range done {
+			if done[i].Load() != 1 {
+				t.Errorf("%d of %d was done %d times", i, n, done[i].Load())
+			}
+		}
+	}
+}
+
+func TestPagesGoOnBehindEmptyOnes(t *testing.T) {
+	lists := map[key.ID][]key.Scope{"": make([]key.Scope, bulkScopes+1), "a": nil, "b": make([]key.Scope, 3)}
+	nexts := map[key.ID]key.ID{"": "a", "a": "b", "b": ""}
+	next := pages(func(_ context.Context, after key.ID) ([]key.Scope, key.ID, error) {
+		return lists[after], nexts[after], nil
+	})
+	var sizes []int
+	for more := true; more; {
+		var scopes []key.Scope
+		var err error
+		if scopes, more, err = next(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		sizes = append(sizes, len(scopes))
+	}
+	if want := []int{bulkScopes, 1, 0, 3}; len(sizes) != 4 || [4]int(sizes) != [4]int(want) {
+		t.Errorf("pages of %v, want %v", sizes, want)
+	}
+}
