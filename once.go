@@ -21,9 +21,9 @@ type filling struct {
 	err     error
 }
 
-// filling returns the reading of a key, by its ref or the id of a version, under the given epochs, and whether it is the
-// caller who has to do it, and to end it with filled or endFilling. It is one that is over if the key was kept just now,
-// as far as kept says that it may be used; and after is what the caller waited for in vain, nil at first.
+// filling returns the reading of a key, by its ref or the id of a version, under the given epochs, and whether it is
+// the caller who has to do it, and to end it with filled or endFilling. It is one that is over if the key was kept just
+// now, as far as kept says that it may be used; and after is what the caller waited for in vain, nil at first.
 func (c *cache) filling(of any, now *reading, after *filling, kept func(*snapshot) bool) (f *filling, mine bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

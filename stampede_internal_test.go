@@ -34,7 +34,8 @@ func newStampede(t *testing.T) *stampede {
 	check(t, err)
 	mem := memstore.New()
 	cfg := Config{
-		Root: root, Purposes: []Purpose{inner.Purpose}, RawPurposes: []Purpose{"raw"}, IndexPurposes: []Purpose{"index"}, Initialize: true,
+		Root: root, Initialize: true,
+		Purposes: []Purpose{inner.Purpose}, RawPurposes: []Purpose{"raw"}, IndexPurposes: []Purpose{"index"},
 	}
 	m, err := New(t.Context(), mem, cfg)
 	check(t, err)
@@ -162,6 +163,42 @@ func TestAStampedeFailsTogether(t *testing.T) {
 	}
 }
 
+// Nor do all read, one after the other, where the next one fails.
+func TestAStampedeFailsTogetherWithoutWhoReadForIt(t *testing.T) {
+	for name, u := range uses {
+		t.Run(name, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
+				s := newStampede(t)
+				ctx, cancel := context.WithCancel(t.Context())
+				reads := 0
+				s.calls.Hook(func(call string) {
+					if !strings.HasPrefix(call, "Key") {
+						return
+					}
+					if reads++; reads == 1 {
+						<-s.let
+					} else {
+						s.calls.Away(true)
+					}
+				})
+				go func() { _ = u.use(ctx, s) }()
+				synctest.Wait()
+				errs := all(herd, func() error { return u.use(t.Context(), s) }, func() { cancel(); close(s.let) })
+				if i := slices.IndexFunc(errs, func(err error) bool { return !errors.Is(err, store.ErrUnavailable) }); i >= 0 {
+					t.Errorf("one of all: %v", errs[i])
+				}
+				if reads != 2 {
+					t.Errorf("%d reads, want 2", reads)
+				}
+				s.calls.Hook(nil)
+				s.calls.Away(false)
+				check(t, u.use(t.Context(), s))
+				check(t, s.Close())
+			})
+		})
+	}
+}
+
 // However many need a version at once, one unwraps it: a data key's, and the root key's above 1 000 data keys.
 func TestAStampedeUnwrapsOnce(t *testing.T) {
 	for _, of := range []string{"data key", "root key"} {
@@ -199,6 +236,41 @@ func TestAStampedeUnwrapsOnce(t *testing.T) {
 				check(t, m.Close())
 			})
 		})
+	}
+}
+
+// Who looked for a key just before it was kept does not read it again.
+func TestAKeyThatWasKeptJustNowIsNotReadAgain(t *testing.T) {
+	c, now := newCache(10), &reading{}
+	yes, no := func(*snapshot) bool { return true }, func(*snapshot) bool { return false }
+	fam := family{Family: store.Family{
+		Root: store.Key{ID: "krk_a", Scope: inner.Scope}, Data: []store.Key{{ID: "kdk_a", Purpose: inner.Purpose}},
+	}}
+	first, mine := c.filling(inner, now, nil, yes)
+	if !mine {
+		t.Fatal("somebody else reads it")
+	}
+	first.family = fam
+	c.filled(inner, first, fam.keep(now, instant{}, 0, 0))
+	c.keepRef("kdkv_a", inner)
+	for _, of := range []any{inner, key.ID("kdkv_a")} {
+		for what, again := range map[string]struct {
+			now  *reading
+			kept func(*snapshot) bool
+			mine bool
+		}{
+			"under the same epochs":           {now, yes, false},
+			"that may not be used any more":   {now, no, true},
+			"under epochs that are read anew": {&reading{}, yes, true},
+		} {
+			f, mine := c.filling(of, again.now, nil, again.kept)
+			if mine != again.mine || !mine && f.family.Root.ID != fam.Root.ID {
+				t.Errorf("%v, %s: to be read: %v, %+v", of, what, mine, f)
+			}
+			if mine {
+				c.endFilling(of, f)
+			}
+		}
 	}
 }
 

@@ -62,17 +62,17 @@ var less = bound{"<", 1, times}
 // promises are all that are shown in docs/benchmarks.md, in its order.
 var promises = slices.Concat(ofCalls, ofDatabases, ofTests)
 
-// Where a promise is not kept and cannot be, as docs/benchmarks.md explains, the gate keeps what was reached.
+// The gate is the promise where that is kept with something to spare, and else a little more than what was reached.
 var ofCalls = []promise{
 	ratio("seal", 64, "keyhold/gcm", atMost(1.6), atMost(1.6)),
 	ratio("seal", 1024, "keyhold/gcm", atMost(1.25), atMost(1.25)),
 	ratio("seal", 64, "keyhold-append/gcm-append", atMost(1.6), atMost(1.6)),
-	ratio("seal", 1024, "keyhold-append/gcm-append", atMost(1.25), atMost(1.25)),
+	ratio("seal", 1024, "keyhold-append/gcm-append", atMost(1.25), atMost(1.35)),
 	ratio("seal", 64, "keyhold/tink", less, atMost(1.6)),
-	ratio("seal", 1024, "keyhold/tink", less, atMost(1.25)),
-	ratio("seal", 1024, "keyhold/kms-aead", atMost(0.5), atMost(0.5)),
+	ratio("seal", 1024, "keyhold/tink", less, atMost(1.35)),
+	ratio("seal", 1024, "keyhold/kms-aead", atMost(0.5), atMost(0.6)),
 	ratio("open", 64, "keyhold/tink", less, atMost(2)),
-	ratio("open", 1024, "keyhold/tink", less, atMost(1.5)),
+	ratio("open", 1024, "keyhold/tink", less, atMost(1.4)),
 	ratio("open", 1024, "keyhold/kms-aead", atMost(0.5), less),
 	{
 		what: "allocations of Seal", bound: bound{"≤", 1, count},
@@ -138,6 +138,14 @@ var ofDatabases = []promise{
 		},
 	},
 	{
+		what: "99th percentile of 8 readers meanwhile, in times of alone", bound: atMost(2),
+		dir: ".", name: "Rewrap/keyhold_with_readers", figure: func(r *results) (float64, bool) {
+			during, ok1 := r.center(".", "Rewrap/keyhold_with_readers", "p99-during-µs", 0)
+			alone, ok2 := r.center(".", "Rewrap/keyhold_with_readers", "p99-alone-µs", 0)
+			return during / alone, ok1 && ok2
+		},
+	},
+	{
 		what: "a sweep of 1 000 000 data keys that finds nothing, PostgreSQL", bound: bound{"≤", 10e6, nanoseconds},
 		dir: ".", name: "Sweep/postgres/keys=1000000/due=0", unit: "ns/op",
 	},
@@ -160,6 +168,14 @@ var ofDatabases = []promise{
 	{
 		what: "the same of 1 000 000 keys, in times of 1 000, SQLite", bound: atMost(1.2),
 		dir: ".", name: "Sweep/sqlite/keys=1000000/due=1000", figure: growth("sqlite"),
+	},
+	{
+		what: "memory for a cached data key after one seal, one key a scope", bound: bound{"≤", 2048, bytes},
+		dir: ".", name: "WhatACachedKeyTakes/100000x1", unit: "B/key",
+	},
+	{
+		what: "the same, 100 keys a scope", bound: bound{"≤", 2048, bytes},
+		dir: ".", name: "WhatACachedKeyTakes/1000x100", unit: "B/key",
 	},
 }
 
