@@ -81,7 +81,7 @@ func TestAFamilyIsUnpackedAsItWasPacked(t *testing.T) {
 
 // What is unpacked is the caller's, who changes nothing with it that is kept, nor, by appending, what is beside it.
 func TestWhatIsUnpackedIsTheCallers(t *testing.T) {
-	fam := store.Family{Data: []store.Key{{Versions: []store.Version{{Commit: make([]byte, 32), Blob: []byte{1, 2, 3}}}}}}
+	fam := store.Family{Data: []store.Key{{Versions: []store.Version{{Commit: []byte("commitment"), Blob: []byte{1, 2, 3}}}}}}
 	p := pack(&fam)
 	first := p.family()
 	_ = append(first.Data[0].Versions[0].Commit, 9, 9, 9)

@@ -313,6 +313,7 @@ func TestAVersionIsOpenedOnceAtATime(t *testing.T) {
 		for _, err := range all(3, func() error { return open(row("new")) }, func() { close(let) }) {
 			check(t, err)
 		}
+		synctest.Wait()
 
 		// One that panics leaves nobody waiting.
 		c.empty()
