@@ -50,6 +50,8 @@ type budgetShard struct {
 	_    [120]byte // two cache lines, as they are read in pairs
 }
 
+func (b *budget) key() key.ID { return b.id }
+
 func newBudget(id key.ID) *budget { return &budget{id: id, lock: make(chan struct{}, 1)} }
 
 // anyShard spreads what many cores count.

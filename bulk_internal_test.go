@@ -17,12 +17,12 @@ func TestPaceFindsTheSizeOfATransaction(t *testing.T) {
 	}{
 		{1_000_000, paceMost, paceMost},
 		{1000, 500, 1000},
-		{150, 75, 150},
+		{600, 300, 600},
 		{1, paceLeast, paceLeast},
 		{4000, 2000, 4000},
 	} {
 		p := &pace{rows: paceLeast}
-		if step.per100ms < 200 {
+		if step.per100ms < 700 {
 			p.rows = paceMost
 		}
 		for range 20 {
@@ -38,9 +38,9 @@ func TestPaceFindsTheSizeOfATransaction(t *testing.T) {
 	if p.next() != paceFirst {
 		t.Errorf("after a quick one that was not full: %d, want %d still", p.next(), paceFirst)
 	}
-	p.took(60, time.Second)
+	p.took(300, time.Second)
 	if p.next() != paceLeast {
-		t.Errorf("after a slow one of 60: %d, want %d", p.next(), paceLeast)
+		t.Errorf("after a slow one of 300: %d, want %d", p.next(), paceLeast)
 	}
 }
 

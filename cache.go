@@ -1,25 +1,24 @@
 package keyhold
 
 import (
-	"bytes"
 	"context"
 	"errors"
+	"hash/maphash"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"keyhold.example/keyhold/internal/seal"
-	"keyhold.example/keyhold/internal/secret"
 	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/store"
 )
 
-// Bounds of the cache. An opened key takes about 2 KiB, a snapshot of a key with one version 2 KiB and of each further
-// one 200 bytes, the others about 150 bytes.
+// Bounds of the cache, where [Config.CacheKeys] does not ask for more.
 const (
-	defaultCached = 16_384 // opened keys, and snapshots
+	defaultCached = 32_768 // opened data key versions, and snapshots
+	maxParents    = 4096
 	maxSeen       = 131_072
-	maxRefs       = 16_384
 	maxBudgets    = 16_384
 	maxDurable    = 16_384
 )
@@ -30,52 +29,81 @@ const (
 // never taken for an opened one; they say nothing of whether a key may be used. Snapshots do, as long as their epochs
 // are right, which who asks for them looks at. The highest sequence number that was seen of each key is remembered,
 // too.
+//
+// What there is of each key is kept small, and nothing in it refers to what a caller passed or a database answered, so
+// that it is all that it takes.
 type cache struct {
 	limit     int
 	mu        sync.Mutex
-	opened    lru[key.ID, opened]
-	seen      lru[key.ID, uint64]
+	opened    lru[key.KID, openedKey] // data key versions
+	parents   lru[key.KID, openedKey] // root key versions, which it takes to open those, and not to use them
+	seen      lru[mark, sequence]
 	snapshots lru[key.Ref, *snapshot]
-	refs      lru[key.ID, key.Ref] // of versions
+	refs      lru[uint64, place] // of versions
 	budgets   lru[key.ID, *budget]
-	durable   lru[key.ID, struct{}]   // versions that no failover loses
-	lost      lru[key.Ref, *snapshot] // of keys that the database has in an older state
-	fills     map[any]*filling        // under way; by key.Ref, or by the id of a version
-	openings  map[key.ID]*oneOpening  // likewise
-	forgets   uint64                  // how often something was forgotten
-	work      chan struct{}           // told when there may be something for a sweep to do at once
+	durable   lru[mark, mark]           // versions that no failover loses
+	lost      lru[key.Ref, *snapshot]   // of keys that the database has in an older state
+	fills     map[any]*filling          // under way; by key.Ref, or by the id of a version
+	openings  map[openedRow]*oneOpening // likewise
+	forgets   uint64                    // how often something was forgotten
+	work      chan struct{}             // told when there may be something for a sweep to do at once
 
 	// drops is how often the snapshot of a key was dropped, or is not to be used any more, unless for want of room.
 	drops atomic.Uint64
 }
 
-// opened is a version whose wrapped key opened, as its row was then, with what it is ready for.
-type opened struct {
-	row      store.Version
-	parent   *seal.Parent     // of a root key version made here
-	messages *seal.MessageKey // of a data key version for messages
-	raw      *secret.Shared   // of a data key version of raw bytes
-	kept     bool             // whether it is in the cache, and others may be using it
+// The groups of the snapshots.
+const (
+	ofScope = iota
+	ofRoot
+)
+
+// mark stands for an id, in less room.
+type mark [16]byte
+
+func markOf(id key.ID) mark {
+	digest := seal.Digest([]byte(id))
+	return mark(digest[:len(mark{})])
 }
 
-// same says whether v is the row that was opened. What the manifest vouches for, its state, may differ.
-func (o *opened) same(v *store.Version) bool {
-	return o.row.Number == v.Number && o.row.Alg == v.Alg && o.row.Created == v.Created && o.row.Parent == v.Parent &&
-		bytes.Equal(o.row.IKKID, v.IKKID) && bytes.Equal(o.row.Commit, v.Commit) && bytes.Equal(o.row.Blob, v.Blob)
+func (m mark) key() mark { return m }
+
+// sequence is the highest sequence number that was seen of a key.
+type sequence struct {
+	id  mark
+	seq uint64
 }
+
+func (s sequence) key() mark { return s.id }
+
+// place is where the snapshot of a version's key was when it was kept. Who finds another one there has found nothing.
+type place struct {
+	version  uint64 // its id's hash
+	snapshot int32
+}
+
+func (p place) key() uint64 { return p.version }
+
+func hashText[T ~string](s T) uint64 { return maphash.String(lruSeed, string(s)) }
 
 func newCache(limit int) *cache {
-	c := &cache{limit: limit, fills: map[any]*filling{}, openings: map[key.ID]*oneOpening{}, work: make(chan struct{}, 1)}
+	c := &cache{limit: limit, fills: map[any]*filling{}, openings: map[openedRow]*oneOpening{}, work: make(chan struct{}, 1)}
 	c.empty()
 	return c
 }
 
 func (c *cache) empty() {
-	c.opened, c.seen = newLRU[key.ID, opened](c.limit), newLRU[key.ID, uint64](maxSeen)
-	c.snapshots, c.refs = newLRU[key.Ref, *snapshot](c.limit), newLRU[key.ID, key.Ref](maxRefs)
-	c.budgets, c.lost = newLRU[key.ID, *budget](maxBudgets), newLRU[key.Ref, *snapshot](c.limit)
-	c.durable = newLRU[key.ID, struct{}](maxDurable)
+	c.opened, c.parents = newLRU[key.KID, openedKey](c.limit), newLRU[key.KID, openedKey](min(maxParents, c.limit))
+	c.seen = newLRU[mark, sequence](max(maxSeen, 2*c.limit)) // of root keys and data keys
+	c.snapshots = newLRU[key.Ref](c.limit,
+		func(s *snapshot) uint64 { return hashText(s.key().Scope) },
+		func(s *snapshot) uint64 { root, _ := s.rows.ids(); return hashText(root) })
+	c.refs, c.budgets = newLRU[uint64, place](c.limit), newLRU[key.ID, *budget](max(maxBudgets, c.limit))
+	c.lost = newLRU[key.Ref, *snapshot](c.limit)
+	c.forgetDurable()
 }
+
+func (c *cache) forgetDurable() { c.durable = newLRU[mark, mark](max(maxDurable, c.limit)) }
 
 func (c *cache) snapshot(ref key.Ref) (*snapshot, bool) {
 	c.mu.Lock()
@@ -92,7 +120,7 @@ func (c *cache) uses(h *hotKey) bool {
 		return false
 	}
 	s.used.Store(true)
-	_, ok = c.opened.get(h.id)
+	_, ok = c.opened.get(h.kid)
 	return ok
 }
 
@@ -100,21 +128,18 @@ func (c *cache) uses(h *hotKey) bool {
 func (c *cache) peek(ref key.Ref) (*snapshot, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if e, ok := c.snapshots.byKey[ref]; ok {
-		return e.Value.(*entry[key.Ref, *snapshot]).value, true
-	}
-	return nil, false
+	return c.snapshots.peek(ref)
 }
 
 // keepSnapshot keeps what was read after forgotten said so, and says whether it did: not if this process changed
 // something since.
-func (c *cache) keepSnapshot(ref key.Ref, s *snapshot, forgotten uint64) bool {
+func (c *cache) keepSnapshot(s *snapshot, forgotten uint64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.forgets != forgotten {
 		return false
 	}
-	c.snapshots.put(ref, s)
+	c.snapshots.put(s)
 	return true
 }
 
@@ -138,12 +163,12 @@ func (c *cache) filled(ref key.Ref, f *filling, s *snapshot) {
 			c.snapshots.drop(ref)
 		}
 	case f.forgets == c.forgets:
-		c.snapshots.put(ref, s)
+		c.snapshots.put(s)
 	default:
 		// It is not to be used, but who asked for it may have sealed with it, and a failover may lose it.
-		if kept, ok := c.snapshots.get(ref); !ok || !kept.family.hasMore(&s.family) {
+		if kept, ok := c.snapshots.get(ref); !ok || !kept.hasMore(&f.family) {
 			c.drops.Add(1)
-			c.snapshots.put(ref, s.toCompare())
+			c.snapshots.put(s.toCompare())
 		}
 	}
 	close(f.done)
@@ -157,10 +182,10 @@ func (c *cache) compare(ref key.Ref, read *family) {
 }
 
 func (c *cache) compareLocked(ref key.Ref, read *family) {
-	if kept, ok := c.snapshots.get(ref); ok && (read.older || kept.family.hasMore(read)) {
-		c.lost.put(ref, kept)
+	if kept, ok := c.snapshots.get(ref); ok && (read.older || kept.hasMore(read)) {
+		c.lost.put(kept)
 		c.drops.Add(1)
-		c.durable = newLRU[key.ID, struct{}](maxDurable) // the database did lose something
+		c.forgetDurable() // the database did lose something
 		signal(c.work)
 	}
 }
@@ -172,10 +197,15 @@ func (c *cache) forget(root key.ID, scope key.Scope) {
 	defer c.mu.Unlock()
 	c.forgets++
 	c.drops.Add(1)
-	for ref, e := range c.snapshots.byKey {
-		kept := e.Value.(*entry[key.Ref, *snapshot])
-		if ref.Scope == scope || kept.value.family.Root.ID == root {
-			kept.value = kept.value.toCompare()
+	for n := range c.snapshots.inGroup(ofScope, hashText(scope)) {
+		if s, _ := c.snapshots.value(n); s.key().Scope == scope {
+			c.snapshots.replace(n, s.toCompare())
+		}
+	}
+	for n := range c.snapshots.inGroup(ofRoot, hashText(root)) {
+		s, _ := c.snapshots.value(n)
+		if its, _ := s.rows.ids(); its == root {
+			c.snapshots.replace(n, s.toCompare())
 		}
 	}
 }
@@ -186,10 +216,10 @@ func (c *cache) forgetKey(id key.ID, ref key.Ref) {
 	defer c.mu.Unlock()
 	c.forgets++
 	c.drops.Add(1)
-	if e, ok := c.snapshots.byKey[ref]; ok {
-		kept := e.Value.(*entry[key.Ref, *snapshot])
-		if kept.value.family.Data[0].ID == id {
-			kept.value = kept.value.toCompare()
+	n := c.snapshots.find(ref)
+	if s, ok := c.snapshots.value(n); ok {
+		if _, its := s.rows.ids(); its == id {
+			c.snapshots.replace(n, s.toCompare())
 		}
 	}
 }
@@ -200,8 +230,8 @@ func (c *cache) budget(id key.ID) *budget {
 	defer c.mu.Unlock()
 	b, ok := c.budgets.get(id)
 	if !ok {
-		b = newBudget(id)
-		c.budgets.put(id, b)
+		b = newBudget(key.ID(strings.Clone(string(id))))
+		c.budgets.put(b)
 	}
 	return b
 }
@@ -210,8 +240,8 @@ func (c *cache) budget(id key.ID) *budget {
 func (c *cache) wanted() (all []*budget) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, e := range c.budgets.byKey {
-		if b := e.Value.(*entry[key.ID, *budget]).value; b.wanted.Load() != nil {
+	for _, b := range c.budgets.all() {
+		if b.wanted.Load() != nil {
 			all = append(all, b)
 		}
 	}
@@ -221,6 +251,7 @@ func (c *cache) wanted() (all []*budget) {
 // dropIdle drops the opened keys that nobody has used since it was called last.
 func (c *cache) dropIdle() {
 	c.mu.Lock()
+	c.parents.idle()
 	var keys []*seal.MessageKey
 	for _, o := range c.opened.idle() {
 		o.raw.Clear()
@@ -238,17 +269,20 @@ func (c *cache) dropIdle() {
 func (c *cache) toRefresh(now *reading, clock instant, after time.Duration, back store.BucketSet, limit int) (refs []key.Ref) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for ref, e := range c.snapshots.byKey {
-		fam := &e.Value.(*entry[key.Ref, *snapshot]).value.family
-		if back&(bucketOf(fam.Root.ID)|bucketOf(fam.Data[0].ID)) != 0 {
-			refs = append(refs, ref)
+	if back != 0 {
+		for _, s := range c.snapshots.all() {
+			if root, data := s.rows.ids(); back&(bucketOf(root)|bucketOf(data)) != 0 {
+				refs = append(refs, s.key())
+			}
 		}
 	}
 	limit += len(refs)
-	for e := c.snapshots.order.Front(); e != nil && len(refs) < limit; e = e.Next() {
-		kept := e.Value.(*entry[key.Ref, *snapshot])
-		if s := kept.value; s.used.Load() && (!s.valid(now, seals) || clock.since(s.read) >= after) {
-			refs = append(refs, kept.key)
+	for _, s := range c.snapshots.all() {
+		if len(refs) == limit {
+			break
+		}
+		if s.used.Load() && (!s.valid(now, seals) || clock.since(s.read.instant()) >= after) {
+			refs = append(refs, s.key())
 		}
 	}
 	return refs
@@ -258,22 +292,22 @@ func (c *cache) toRefresh(now *reading, clock instant, after time.Duration, back
 func (c *cache) isDurable(id key.ID) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	_, ok := c.durable.get(id)
+	_, ok := c.durable.get(markOf(id))
 	return ok
 }
 
 func (c *cache) keepDurable(id key.ID) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.durable.put(id, struct{}{})
+	c.durable.put(markOf(id))
 }
 
 // lostRefs is the keys that the database has in an older state than they were read in.
 func (c *cache) lostRefs() (refs []key.Ref) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for ref := range c.lost.byKey {
-		refs = append(refs, ref)
+	for _, s := range c.lost.all() {
+		refs = append(refs, s.key())
 	}
 	return refs
 }
@@ -305,83 +339,114 @@ func (c *cache) dropOthers(ref key.Ref, root key.ID) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s, ok := c.snapshots.get(ref)
-	if ok = ok && s.family.Root.ID != root; ok {
-		c.forgets++
-		c.drops.Add(1)
-		c.snapshots.drop(ref)
+	if !ok {
+		return false
 	}
-	return ok
+	its, _ := s.rows.ids()
+	if its == root {
+		return false
+	}
+	c.forgets++
+	c.drops.Add(1)
+	c.snapshots.drop(ref)
+	return true
 }
 
-// refOf returns whose version this was when it was last read.
-func (c *cache) refOf(id key.ID) (key.Ref, bool) {
+// snapshotWith returns the snapshot that had the version with the given id when [cache.keepRef] was told so, or
+// another.
+func (c *cache) snapshotWith(id key.ID) (*snapshot, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.refs.get(id)
+	return c.snapshotWithLocked(id)
 }
 
+func (c *cache) snapshotWithLocked(id key.ID) (*snapshot, bool) {
+	p, ok := c.refs.get(hashText(id))
+	if !ok {
+		return nil, false
+	}
+	return c.snapshots.use(p.snapshot)
+}
+
+// keepRef remembers that the version with the given id is of ref's key.
 func (c *cache) keepRef(id key.ID, ref key.Ref) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.refs.put(id, ref)
+	if n := c.snapshots.find(ref); n != 0 {
+		c.refs.put(place{hashText(id), n})
+	}
 }
 
-// find returns the opened version v, if its row is as it was then.
-func (c *cache) find(v *store.Version) (opened, bool) {
+// openedOf is where opened versions of a kind of keys are.
+func (c *cache) openedOf(kind key.Kind) *lru[key.KID, openedKey] {
+	if kind == key.KEK {
+		return &c.parents
+	}
+	return &c.opened
+}
+
+// find returns the opened version of a row, if that is as it was then.
+func (c *cache) find(kind key.Kind, is openedRow) (opened, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	o, ok := c.opened.get(v.ID)
-	return o, ok && o.same(v)
+	return c.findLocked(kind, is)
+}
+
+func (c *cache) findLocked(kind key.Kind, is openedRow) (opened, bool) {
+	o, ok := c.openedOf(kind).get(is.kid)
+	return opened{openedKey: o, kept: true}, ok && o.openedRow == is
 }
 
 // keep stores an opened version and returns what is stored now. Of a key that is there already, under the row that it
-// had before it was rewrapped or from another goroutine, the sealing state stays.
-func (c *cache) keep(o opened) opened {
+// had before it was rewrapped or from another goroutine, the sealing state stays: what has the same kid is the same key.
+func (c *cache) keep(kind key.Kind, o openedKey) opened {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if first, ok := c.opened.get(o.row.ID); ok && bytes.Equal(first.row.Commit, o.row.Commit) {
+	kept := c.openedOf(kind)
+	if first, ok := kept.get(o.kid); ok {
 		if o.raw != first.raw {
 			o.raw.Clear()
 		}
 		o.parent, o.messages, o.raw = first.parent, first.messages, first.raw
 	}
-	o.kept = true
-	if dropped, ok := c.opened.put(o.row.ID, o); ok {
+	if dropped, ok := kept.put(o); ok {
 		dropped.raw.Clear()
 		if dropped.messages != nil {
 			dropped.messages.Close()
 		}
 	}
-	return o
+	return opened{openedKey: o, kept: true}
 }
 
 // sequence returns the highest sequence number that was seen of a key, 0 if none.
 func (c *cache) sequence(id key.ID) uint64 {
+	m := markOf(id)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	seq, _ := c.seen.get(id)
-	return seq
+	s, _ := c.seen.get(m)
+	return s.seq
 }
 
 // saw remembers that a key was seen with a sequence number.
 func (c *cache) saw(id key.ID, seq uint64) {
+	m := markOf(id)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if highest, ok := c.seen.get(id); !ok || seq > highest {
-		c.seen.put(id, seq)
+	if s, ok := c.seen.get(m); !ok || seq > s.seq {
+		c.seen.put(sequence{m, seq})
 	}
 }
 
 // size is how many entries there are, and how many had to go for others.
 type size struct{ kept, evicted int }
 
-// sizes is those of data keys as they were read, and of opened versions.
+// sizes is those of data keys as they were read, and of their opened versions.
 func (c *cache) sizes() map[string]size {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return map[string]size{
-		"key":     {c.snapshots.order.Len(), c.snapshots.evicted},
-		"version": {c.opened.order.Len(), c.opened.evicted},
+		"key":     {c.snapshots.len(), c.snapshots.evicted},
+		"version": {c.opened.len(), c.opened.evicted},
 	}
 }
 
@@ -391,12 +456,11 @@ func (c *cache) ages(now instant) map[key.Purpose]time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	ages := map[key.Purpose]time.Duration{}
-	for _, e := range c.snapshots.byKey {
-		s := e.Value.(*entry[key.Ref, *snapshot]).value
-		for _, k := range []*store.Key{&s.family.Root, &s.family.Data[0]} {
-			age := time.Duration(s.family.Now-newestCreated(k))*time.Second + now.since(s.read)
-			ages[k.Purpose] = max(age, ages[k.Purpose])
-		}
+	for _, s := range c.snapshots.all() {
+		read, root, data := s.rows.times()
+		purpose, since := s.key().Purpose, now.since(s.read.instant())
+		ages[""] = max(time.Duration(read-root)*time.Second+since, ages[""])
+		ages[purpose] = max(time.Duration(read-data)*time.Second+since, ages[purpose])
 	}
 	return ages
 }
@@ -406,8 +470,7 @@ func (c *cache) clear() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var keys []*seal.MessageKey
-	for _, e := range c.opened.byKey {
-		o := e.Value.(*entry[key.ID, opened]).value
+	for _, o := range c.opened.all() {
 		o.raw.Clear()
 		if o.messages != nil {
 			keys = append(keys, o.messages)

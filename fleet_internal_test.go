@@ -9,6 +9,7 @@ import (
 	"keyhold.example/keyhold/internal/bubble"
 	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/localroot"
+	"keyhold.example/keyhold/store"
 	"keyhold.example/keyhold/store/memstore"
 )
 
@@ -114,24 +115,30 @@ func TestTheCacheHoldsManyGoroutinesAtOnce(t *testing.T) {
 	c := newCache(defaultCached)
 	c.snapshots = newLRU[Ref, *snapshot](limit)
 	ref := func(i int) Ref { return Ref{Scope: "s", Purpose: Purpose(fmt.Sprint("p", i%names))} }
+	of := func(ref Ref) *snapshot {
+		fam := family{Family: store.Family{Root: store.Key{Scope: ref.Scope}, Data: []store.Key{{Purpose: ref.Purpose}}}}
+		return fam.keep(nil, instant{}, 0, 0)
+	}
 	var wg sync.WaitGroup
 	for g := range goroutines {
 		wg.Go(func() {
 			for i := range 50_000 {
 				n := i * (g + 1)
 				if _, ok := c.snapshot(ref(n)); !ok {
-					c.keepSnapshot(ref(n), &snapshot{}, c.forgotten())
+					c.keepSnapshot(of(ref(n)), c.forgotten())
 				}
 			}
 		})
 	}
 	wg.Wait()
-	if kept, order := len(c.snapshots.byKey), c.snapshots.order.Len(); kept != limit || order != limit {
-		t.Errorf("%d are kept, and %d in order, want %d", kept, order, limit)
-	}
-	for e := c.snapshots.order.Front(); e != nil; e = e.Next() {
-		if k := e.Value.(*entry[Ref, *snapshot]).key; c.snapshots.byKey[k] != e { //nolint:forcetypeassert // it holds nothing else
-			t.Errorf("%v is in order, and not found", k)
+	found := 0
+	for n, s := range c.snapshots.all() {
+		if c.snapshots.find(s.key()) != n {
+			t.Errorf("%v is in order, and not found", s.key())
 		}
+		found++
+	}
+	if kept := c.snapshots.len(); kept != limit || found != limit {
+		t.Errorf("%d are kept, and %d in order, want %d", kept, found, limit)
 	}
 }

@@ -207,7 +207,7 @@ func (m *Manager) goesOn(h *hotKey, s *standing) bool {
 
 // maySeeAs says whether a snapshot may be used by what is known now.
 func (m *Manager) maySeeAs(snap *snapshot, s *standing, u use, now instant) bool {
-	return snap.valid(s.reading, u) && snap.ring == s.counts.ring && now.since(snap.read) < m.snapshotLife
+	return snap.valid(s.reading, u) && snap.ring == s.counts.ring && now.since(snap.read.instant()) < m.snapshotLife
 }
 
 // keepHot keeps a version that was read and opened since the given counts, for the next call, if nothing has changed
@@ -224,7 +224,14 @@ func (m *Manager) keepHot(before counts, h *hotKey, fam *family, v *store.Versio
 	if !ok || !snap.isOf(fam) || fam.older || !m.maySeeAs(snap, s, u, clock) || u == seals && !m.isDurable(v.ID, snap.begun) {
 		return
 	}
-	h.hash, h.id, h.number, h.snapshot = h.hotName.hash(), v.ID, v.Number, snap
+	// Its texts are the snapshot's, so that it keeps nothing else alive.
+	kept := snap.family()
+	its, ok := versionByID(&kept.Data[0], v.ID)
+	if !ok {
+		return
+	}
+	h.ref, h.id, h.kid, h.number, h.snapshot = snap.key(), its.ID, key.KID(v.Commit), v.Number, snap
+	h.hash = h.hotName.hash()
 	h.until = snap.read.mono + m.snapshotLife
 	h.standing.Store(s)
 	m.hotKeys.put(h)

@@ -13,7 +13,7 @@ type hotName struct {
 	what   byte
 	ref    Ref     // whose it is; not what a version for messages is found by
 	number Version // of a version of a raw key
-	kid    key.KID // of a version for messages
+	kid    key.KID // of a version for messages; whatever it was found by, of the version that was found
 }
 
 // What a hotName names.

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"keyhold.example/keyhold/internal/secret"
-	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/store/faultstore"
 	"keyhold.example/keyhold/store/memstore"
 )
@@ -521,9 +520,9 @@ func TestCloseClearsRawKeys(t *testing.T) {
 		check(t, err)
 	}
 	var kept []*secret.Shared
-	for _, e := range m.cache.opened.byKey {
-		if s := e.Value.(*entry[key.ID, opened]).value.raw; s != nil { //nolint:forcetypeassert // it holds nothing else
-			kept = append(kept, s)
+	for _, o := range m.cache.opened.all() {
+		if o.raw != nil {
+			kept = append(kept, o.raw)
 		}
 	}
 	name := rawName(innerRaw, 0)

@@ -1,9 +1,11 @@
 package keyhold
 
 import (
+	"bytes"
 	"context"
 	"crypto/fips140"
 	"errors"
+	"reflect"
 	"testing"
 
 	wrapping "github.com/hashicorp/go-kms-wrapping/v2"
@@ -261,69 +263,134 @@ func TestCacheHoldsNothingOfTransactions(t *testing.T) {
 	_, err = m.OpenTx(t.Context(), inside, key.Ref{Scope: "new", Purpose: inner.Purpose}, ct, AAD{})
 	check(t, err)
 	check(t, tx.Rollback())
-	if n, seen := m.cache.opened.order.Len(), m.cache.seen.order.Len(); n != 0 || seen != 0 {
+	if n, seen := m.cache.opened.len()+m.cache.parents.len(), m.cache.seen.len(); n != 0 || seen != 0 {
 		t.Errorf("the cache holds %d keys and %d sequence numbers of a transaction that was rolled back", n, seen)
 	}
 }
 
-// The cache asks for what is there now by id and commitment, keeps the first of two that race, and forgets the least
-// recently used.
+// The cache finds what is there by its row as it was, keeps the first of two that race, and forgets the least recently
+// used.
 func TestCache(t *testing.T) {
-	c := newCache(defaultCached)
-	c.opened = newLRU[key.ID, opened](2)
-	row := func(id key.ID, commit byte) *store.Version {
-		return &store.Version{ID: id, Commit: append(make([]byte, 31), commit)}
+	c := newCache(2)
+	fam := &store.Family{}
+	row := func(kid byte, blob ...byte) openedRow {
+		is, err := rowOf(fam, &store.Key{Kind: key.KEK}, &store.Version{Commit: append([]byte{kid}, make([]byte, 31)...), Blob: blob})
+		check(t, err)
+		return is
 	}
-	keep := func(v *store.Version, messages *seal.MessageKey) *seal.MessageKey {
-		return c.keep(opened{row: *v, messages: messages}).messages
+	keep := func(is openedRow, messages *seal.MessageKey) *seal.MessageKey {
+		return c.keep(key.DEK, openedKey{openedRow: is, messages: messages}).messages
+	}
+	has := func(is openedRow) bool {
+		_, ok := c.find(key.DEK, is)
+		return ok
 	}
 
-	keep(row("a", 1), nil)
-	if _, ok := c.find(row("a", 1)); !ok {
-		t.Error("a is not there")
+	keep(row('a'), nil)
+	if !has(row('a')) || has(row('a', 1)) {
+		t.Error("a is not there, or is another")
 	}
-	for name, other := range map[string]store.Version{
-		"commitment": *row("a", 2),
-		"number":     {ID: "a", Commit: row("a", 1).Commit, Number: 2},
-		"time":       {ID: "a", Commit: row("a", 1).Commit, Created: 2},
-		"blob":       {ID: "a", Commit: row("a", 1).Commit, Blob: []byte{1}},
-		"parent":     {ID: "a", Commit: row("a", 1).Commit, Parent: "b"},
-		"IK":         {ID: "a", Commit: row("a", 1).Commit, IKKID: []byte{1}},
-		"algorithm":  {ID: "a", Commit: row("a", 1).Commit, Alg: key.Raw},
-	} {
-		if _, ok := c.find(&other); ok {
-			t.Errorf("a was found with another %s", name)
-		}
+	if _, ok := c.find(key.KEK, row('a')); ok {
+		t.Error("a is among the root keys")
 	}
-	keep(row("b", 1), nil)
-	c.find(row("a", 1))
-	keep(row("c", 1), nil)
-	if _, ok := c.find(row("b", 1)); ok {
+	keep(row('b'), nil)
+	has(row('a'))
+	keep(row('c'), nil)
+	if has(row('b')) {
 		t.Error("b is there, and was the least recently used")
 	}
-	if _, ok := c.find(row("a", 1)); !ok || c.opened.order.Len() != 2 || len(c.opened.byKey) != 2 {
+	if !has(row('a')) || c.opened.len() != 2 {
 		t.Error("a is not there, or the cache is not bounded")
 	}
 
 	first, second := innerMessages(t), innerMessages(t)
-	if keep(row("d", 1), first) != first || keep(row("d", 1), second) != first {
+	if keep(row('d'), first) != first || keep(row('d'), second) != first {
 		t.Error("the second of two displaced the first")
 	}
-	rewrapped := row("d", 1)
-	rewrapped.Blob = []byte{1}
-	if keep(rewrapped, second) != first {
+	if keep(row('d', 1), second) != first {
 		t.Error("a rewrapped key lost its sealing state")
 	}
-	if _, ok := c.find(rewrapped); !ok {
-		t.Error("the new row is not there")
+	if !has(row('d', 1)) || has(row('d')) {
+		t.Error("the new row is not there, or the old one is")
 	}
-	if keep(row("d", 2), second) != second {
+	if keep(row('e'), second) != second {
 		t.Error("another key has the sealing state of the first")
 	}
 
 	c.clear()
 	if _, err := second.Seal(nil, nil, &envelope.Parts{}, 0); err == nil {
 		t.Error("a key that was dropped seals")
+	}
+}
+
+// No row is taken for another, whatever of it differs, or of the row of what wraps it; but for a version's state, which
+// its manifest vouches for.
+func TestNoRowIsTakenForAnother(t *testing.T) {
+	fresh := func() (*store.Family, *store.Version, *store.Version) {
+		fam := &store.Family{Root: store.Key{Kind: key.KEK}, Data: []store.Key{{Kind: key.DEK}}}
+		for _, k := range allKeys(fam) {
+			v := store.Version{ID: "kdkv_a", Number: 300, State: key.Active, Alg: key.Message, Created: 300, Disabled: 5}
+			v.Commit, v.Blob, v.IKKID = bytes.Repeat([]byte{1}, 32), []byte{2, 3}, []byte{4, 5}
+			if k.Kind == key.KEK {
+				v.ID = "krkv_a"
+			}
+			v.Parent = "krkv_a"
+			k.Versions = []store.Version{v}
+		}
+		return fam, &fam.Root.Versions[0], &fam.Data[0].Versions[0]
+	}
+	is := func(fam *store.Family) openedRow {
+		row, err := rowOf(fam, &fam.Data[0], &fam.Data[0].Versions[0])
+		check(t, err)
+		return row
+	}
+	fam, _, _ := fresh()
+	seen := map[openedRow]string{is(fam): "nothing"}
+	changes := map[string]func(v *store.Version){
+		"id":        func(v *store.Version) { v.ID += "b" },
+		"number":    func(v *store.Version) { v.Number++ },
+		"algorithm": func(v *store.Version) { v.Alg = key.Raw },
+		"time":      func(v *store.Version) { v.Created++ },
+		"parent":    func(v *store.Version) { v.Parent += "b" },
+		"no parent": func(v *store.Version) { v.Parent = "" },
+		"commit":    func(v *store.Version) { v.Commit[31]++ },
+		"kid":       func(v *store.Version) { v.Commit[0]++ },
+		"blob":      func(v *store.Version) { v.Blob[1]++ },
+		"longer":    func(v *store.Version) { v.Blob = append(v.Blob, 2, 4, 5) },
+		"shorter":   func(v *store.Version) { v.Blob, v.IKKID = v.Blob[:1], append(v.Blob[1:], v.IKKID...) },
+		"IK":        func(v *store.Version) { v.IKKID[0]++ },
+		"no IK":     func(v *store.Version) { v.IKKID = nil },
+	}
+	for name, change := range changes {
+		for _, ofRoot := range []bool{false, true} {
+			fam, root, data := fresh()
+			v, what := data, name
+			if ofRoot {
+				v, what = root, name+" of what wraps it"
+			}
+			change(v)
+			if root.ID != data.Parent && ofRoot {
+				continue // it is another's parent then
+			}
+			root.ID = data.Parent
+			row := is(fam)
+			if other, ok := seen[row]; ok {
+				t.Errorf("a row with another %s is taken for one with another %s", what, other)
+			}
+			seen[row] = what
+		}
+	}
+	fam, root, data := fresh()
+	root.State, data.State, data.Disabled = key.Disabled, key.Retired, 7
+	if seen[is(fam)] == "" {
+		t.Error("a version in another state is taken for another")
+	}
+	root.ID = "krkv_b"
+	if _, err := rowOf(fam, &fam.Data[0], data); err == nil {
+		t.Error("a version whose parent is missing has a row")
+	}
+	if n := reflect.TypeFor[store.Version]().NumField(); n != 10 {
+		t.Errorf("a version has %d fields, and this was written when it had 10", n)
 	}
 }
 

@@ -21,18 +21,22 @@ type filling struct {
 	err     error
 }
 
-// filling returns the reading of a key, by its ref or the id of a version, under the given epochs, and whether it is the
-// caller who has to do it, and to end it with filled or endFilling. It is one that is over if the key was kept just now,
-// as far as kept says that it may be used; and after is what the caller waited for in vain, nil at first.
+// filling returns the reading of a key, by its ref or the id of a version, under the given epochs, and whether it is
+// the caller who has to do it, and to end it with filled or endFilling. It is one that is over if the key was kept just
+// now, as far as kept says that it may be used; and after is what the caller waited for in vain, nil at first.
 func (c *cache) filling(of any, now *reading, after *filling, kept func(*snapshot) bool) (f *filling, mine bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	ref, ok := of.(key.Ref)
-	if id, isID := of.(key.ID); isID {
-		ref, ok = c.refs.get(id)
+	var s *snapshot
+	var ok bool
+	switch of := of.(type) {
+	case key.Ref:
+		s, ok = c.snapshots.get(of)
+	case key.ID:
+		s, ok = c.snapshotWithLocked(of)
 	}
-	if s, there := c.snapshots.get(ref); ok && there && s.epochs == now && kept(s) {
-		f = &filling{done: make(chan struct{}), family: s.family}
+	if ok && s.epochs == now && kept(s) {
+		f = &filling{done: make(chan struct{}), family: s.family()}
 		close(f.done)
 		return f, false
 	}
@@ -72,8 +76,7 @@ func (c *cache) endFilling(of any, f *filling) {
 
 // oneOpening is the unwrapping of a version for all who need it.
 type oneOpening struct {
-	row  *store.Version // only read
-	done chan struct{}  // closed when the rest is there
+	done chan struct{} // closed when the rest is there
 	key  opened
 	err  error
 }
@@ -83,20 +86,20 @@ var errNotOpened = errors.New("it was not opened")
 
 // openOnce opens a version with do, which keeps it, or waits for who does so already: however many need it at the same
 // time, it is unwrapped once. Nobody waits for anything but computing.
-func (c *cache) openOnce(v *store.Version, do func() (opened, error)) (opened, error) {
+func (c *cache) openOnce(kind key.Kind, is openedRow, do func() (opened, error)) (opened, error) {
 	c.mu.Lock()
-	if o, ok := c.opened.get(v.ID); ok && o.same(v) { // kept just now
+	if o, ok := c.findLocked(kind, is); ok { // kept just now
 		c.mu.Unlock()
 		return o, nil
 	}
-	under := c.openings[v.ID]
+	under := c.openings[is]
 	if under == nil {
-		mine := &oneOpening{row: v, done: make(chan struct{}), err: errNotOpened}
-		c.openings[v.ID] = mine
+		mine := &oneOpening{done: make(chan struct{}), err: errNotOpened}
+		c.openings[is] = mine
 		c.mu.Unlock()
 		defer func() {
 			c.mu.Lock()
-			delete(c.openings, v.ID)
+			delete(c.openings, is)
 			c.mu.Unlock()
 			close(mine.done)
 		}()
@@ -105,8 +108,8 @@ func (c *cache) openOnce(v *store.Version, do func() (opened, error)) (opened, e
 	}
 	c.mu.Unlock()
 	<-under.done
-	if asked := (&opened{row: *under.row}); !asked.same(v) || errors.Is(under.err, errNotOpened) {
-		return do() // another row of the same version, as one that was rewrapped just now
+	if errors.Is(under.err, errNotOpened) {
+		return do()
 	}
 	return under.key, under.err
 }

@@ -1,7 +1,7 @@
 package keyhold
 
 import (
-	"bytes"
+	"encoding/binary"
 	"fmt"
 
 	"keyhold.example/keyhold/internal/seal"
@@ -14,47 +14,34 @@ import (
 // with its time and place, is what keyhold wrote. What a transaction of the application's shows is never kept, as it
 // may be rolled back; release says that it is no longer needed.
 func (r reader) open(fam *store.Family, k *store.Key, v *store.Version) (opened, error) {
-	// What wraps a data key comes first: a version that is at hand does not open either if that was changed. Of what
-	// wrapped a root key, which may be over since then, nothing else is to be known.
-	var parent *seal.Parent
-	var err error
-	if k.Kind == key.DEK {
-		parent, err = r.anyParent(fam, v.Parent)
-	}
+	is, err := rowOf(fam, k, v)
 	if err != nil {
 		return opened{}, err
 	}
-	if o, ok := r.m.cache.find(v); ok {
+	if o, ok := r.m.cache.find(k.Kind, is); ok {
 		return o, nil
 	}
 	if r.tx {
-		return r.openCold(parent, fam, k, v)
+		o, err := r.openCold(is, fam, k, v)
+		return opened{openedKey: o}, err
 	}
-	return r.m.cache.openOnce(v, func() (opened, error) {
-		o, err := r.openCold(parent, fam, k, v)
+	return r.m.cache.openOnce(k.Kind, is, func() (opened, error) {
+		o, err := r.openCold(is, fam, k, v)
 		if err != nil {
 			return opened{}, err
 		}
-		o.row.Blob, o.row.Commit, o.row.IKKID = bytes.Clone(v.Blob), bytes.Clone(v.Commit), bytes.Clone(v.IKKID)
-		return r.m.cache.keep(o), nil
+		return r.m.cache.keep(k.Kind, o), nil
 	})
 }
 
-// openCold opens a version that is not at hand. The parent is that of a data key.
-func (r reader) openCold(parent *seal.Parent, fam *store.Family, k *store.Key, v *store.Version) (opened, error) {
-	var err error
-	if k.Kind == key.KEK {
-		parent, err = r.parentOf(fam, k, v)
-	}
+// openCold opens a version that is not at hand.
+func (r reader) openCold(is openedRow, fam *store.Family, k *store.Key, v *store.Version) (openedKey, error) {
+	unwrapped, err := r.unwrap(fam, k, v)
 	if err != nil {
-		return opened{}, err
-	}
-	unwrapped, err := r.unwrapUnder(parent, fam, k, v)
-	if err != nil {
-		return opened{}, err
+		return openedKey{}, err
 	}
 	defer unwrapped.Close()
-	o := opened{row: *v}
+	o := openedKey{openedRow: is}
 	switch {
 	case v.Alg == key.Raw:
 		o.raw = secret.NewShared(unwrapped.Bytes().Reveal())
@@ -65,9 +52,62 @@ func (r reader) openCold(parent *seal.Parent, fam *store.Family, k *store.Key, v
 		o.messages, err = unwrapped.Messages()
 	}
 	if err != nil {
-		return opened{}, fmt.Errorf("key version %s: %w", v.ID, err)
+		return openedKey{}, fmt.Errorf("key version %s: %w", v.ID, err)
 	}
 	return o, nil
+}
+
+// openedRow tells the row of a version from any other, the row of what wraps it included: a version that is at hand
+// does not open either if that was changed. What the manifest vouches for, its state, is not in it. Of what wrapped a
+// root key, which may be over since then, nothing else is to be known.
+type openedRow struct {
+	kid    key.KID
+	digest [seal.DigestSize]byte
+}
+
+// openedKey is a version whose wrapped key opened, by its row then, with what it is ready for.
+type openedKey struct {
+	openedRow
+	parent   *seal.Parent     // of a root key version made here
+	messages *seal.MessageKey // of a data key version for messages
+	raw      *secret.Shared   // of a data key version of raw bytes
+}
+
+func (o openedKey) key() key.KID { return o.kid }
+
+// opened is an openedKey as it is handed out.
+type opened struct {
+	openedKey
+	kept bool // whether it is in the cache, and others may be using it
+}
+
+// rowOf is v's, a version of k. That its commitment has 32 bytes was checked with the manifest.
+func rowOf(fam *store.Family, k *store.Key, v *store.Version) (openedRow, error) {
+	var buf [512]byte
+	b := appendRow(buf[:0], v)
+	if k.Kind == key.DEK {
+		parent, err := parentRow(fam, v.Parent)
+		if err != nil {
+			return openedRow{}, err
+		}
+		b = appendRow(b, parent)
+	}
+	return openedRow{key.KID(v.Commit), seal.Digest(b)}, nil
+}
+
+// appendRow appends what a version's row says of its wrapped key, so that no two rows look alike.
+func appendRow(b []byte, v *store.Version) []byte {
+	b = binary.AppendUvarint(b, uint64(len(v.ID)))
+	b = append(b, v.ID...)
+	b = binary.AppendUvarint(b, uint64(len(v.Parent)))
+	b = append(b, v.Parent...)
+	for _, field := range [...][]byte{v.Commit, v.Blob, v.IKKID} {
+		b = binary.AppendUvarint(b, uint64(len(field)))
+		b = append(b, field...)
+	}
+	b = binary.AppendUvarint(b, uint64(v.Number))
+	b = binary.AppendUvarint(b, uint64(v.Alg))
+	return binary.AppendVarint(b, v.Created)
 }
 
 // release closes what open returned, unless it is in the cache, where others use it too.
@@ -100,11 +140,20 @@ func usableParent(fam *store.Family, id key.ID) error {
 	return nil
 }
 
-// anyParent returns a root key version whatever its state.
-func (r reader) anyParent(fam *store.Family, id key.ID) (*seal.Parent, error) {
+// parentRow returns a root key version that wraps a data key.
+func parentRow(fam *store.Family, id key.ID) (*store.Version, error) {
 	v, ok := versionByID(&fam.Root, id)
 	if !ok {
 		return nil, tampered(&fam.Root, fmt.Sprintf("version %s is missing, which wraps a data key", id))
+	}
+	return v, nil
+}
+
+// anyParent returns a root key version whatever its state.
+func (r reader) anyParent(fam *store.Family, id key.ID) (*seal.Parent, error) {
+	v, err := parentRow(fam, id)
+	if err != nil {
+		return nil, err
 	}
 	o, err := r.open(fam, &fam.Root, v)
 	if err != nil {
@@ -136,7 +185,7 @@ func (r reader) ownMessages(fam *store.Family, data *store.Key, v *store.Version
 	}
 	defer k.Close()
 	messages, err := k.Messages()
-	return opened{messages: messages}, err
+	return opened{openedKey: openedKey{messages: messages}}, err
 }
 
 // unwrap opens the wrapped key itself, whatever is in the cache of it. The caller closes what it gets.

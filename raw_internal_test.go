@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"keyhold.example/keyhold/internal/secret"
+	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/localroot"
 	"keyhold.example/keyhold/store"
 	"keyhold.example/keyhold/store/faultstore"
@@ -339,7 +340,9 @@ func TestRawKeysThatAreNotKeptAreCleared(t *testing.T) {
 		check(t, err)
 		fam, err := s.Key(ctx, ref)
 		check(t, err)
-		o, ok := m.cache.find(&fam.Data[0].Versions[0])
+		is, err := rowOf(&fam, &fam.Data[0], &fam.Data[0].Versions[0])
+		check(t, err)
+		o, ok := m.cache.find(key.DEK, is)
 		if !ok {
 			t.Fatalf("key %d is not kept", i)
 		}

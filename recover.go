@@ -73,7 +73,8 @@ func (s *sweep) recoverAll(ctx context.Context) {
 
 func (s *sweep) recoverFamily(ctx context.Context, ref key.Ref, lost *snapshot) error {
 	r := s.m.committed()
-	was := &lost.family.Family
+	kept := lost.family()
+	was := &kept.Family
 	for _, of := range []key.Ref{{Scope: ref.Scope}, ref} { // the root key first, as it wraps the other
 		rolledBack := false
 		for {

@@ -20,9 +20,9 @@ func TestCloseClosesTheKeys(t *testing.T) {
 	ct, err := m.Seal(t.Context(), inner, []byte("x"), AAD{})
 	check(t, err)
 	var keys []*seal.MessageKey
-	for _, e := range m.cache.opened.byKey {
-		if k := e.Value.(*entry[key.ID, opened]).value.messages; k != nil {
-			keys = append(keys, k)
+	for _, o := range m.cache.opened.all() {
+		if o.messages != nil {
+			keys = append(keys, o.messages)
 		}
 	}
 	if len(keys) != 1 {
@@ -60,8 +60,8 @@ func TestKeyThatIsClosedUnderACallIsOpenedAgain(t *testing.T) {
 		"y": func() ([]byte, error) { return m.OpenDetached(ctx, inner, id, detached, AAD{}) },
 	} {
 		closed := 0
-		for _, e := range m.cache.opened.byKey {
-			if k := e.Value.(*entry[key.ID, opened]).value.messages; k != nil {
+		for _, o := range m.cache.opened.all() {
+			if k := o.messages; k != nil {
 				k.Close()
 				closed++
 			}

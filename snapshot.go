@@ -14,12 +14,37 @@ import (
 // snapshot is a data key as it was read, with its root key, and epochs that are older than that. Nothing of it changes
 // but whether it was used.
 type snapshot struct {
-	family family
+	rows   packed
+	roots  error       // as of a family
 	epochs *reading    // nil if the key was changed here, so that it has to be read again
-	read   instant     // before
+	read   stamp       // before
 	begun  uint64      // and after: how many questions had begun
 	ring   uint64      // and before: how often there were other installation keys
 	used   atomic.Bool // since it was read
+}
+
+// stamp is an instant, in less room.
+type stamp struct {
+	mono time.Duration
+	wall int64 // nanoseconds since 1970
+}
+
+func (s stamp) instant() instant { return instant{mono: s.mono, wall: time.Unix(0, s.wall)} }
+
+// keep is the snapshot of a data key that was read, and is not older than what was seen; nobody has used it.
+func (fam *family) keep(epochs *reading, read instant, begun, ring uint64) *snapshot {
+	return &snapshot{rows: pack(&fam.Family), roots: fam.roots, epochs: epochs, read: stamp{read.mono, read.wall.UnixNano()}, begun: begun, ring: ring}
+}
+
+// family is what was read. It belongs to the caller.
+func (s *snapshot) family() family { return family{Family: s.rows.family(), roots: s.roots} }
+
+func (s *snapshot) key() key.Ref { return s.rows.ref() }
+
+// hasMore says whether the database has lost something of the snapshot since, as far as now tells.
+func (s *snapshot) hasMore(now *family) bool {
+	was := s.family()
+	return was.hasMore(now)
 }
 
 const (
@@ -40,23 +65,24 @@ func (s *snapshot) valid(now *reading, u use) bool {
 	if s.epochs == now {
 		return true
 	}
-	root, data := s.family.Root.ID, s.family.Data[0].ID
+	root, data := s.rows.ids()
 	return s.epochs != nil && (u == opens || s.epochs.registered == now.registered) &&
 		bytes.Equal(s.epochs.Inst, now.Inst) &&
-		s.sameBucket(now, root) && s.sameBucket(now, data) && s.family.Epoch == now.Of(root, data)
+		s.sameBucket(now, root) && s.sameBucket(now, data) && s.rows.epoch() == now.Of(root, data)
 }
 
 // toCompare is s as it is kept when it is not to be used before it was read again.
 func (s *snapshot) toCompare() *snapshot {
-	c := &snapshot{family: s.family, read: s.read, begun: s.begun}
+	c := &snapshot{rows: s.rows, roots: s.roots, read: s.read, begun: s.begun}
 	c.used.Store(s.used.Load())
 	return c
 }
 
 // isOf says whether fam is the same state of the same key.
 func (s *snapshot) isOf(fam *family) bool {
-	root, data := &s.family.Root, &s.family.Data[0]
-	return root.ID == fam.Root.ID && root.Seq == fam.Root.Seq && data.ID == fam.Data[0].ID && data.Seq == fam.Data[0].Seq
+	root, data := s.rows.ids()
+	rootSeq, dataSeq := s.rows.seqs()
+	return root == fam.Root.ID && rootSeq == fam.Root.Seq && data == fam.Data[0].ID && dataSeq == fam.Data[0].Seq
 }
 
 func (s *snapshot) sameBucket(now *reading, id key.ID) bool {
@@ -86,7 +112,7 @@ func (r reader) dataKey(ctx context.Context, ref key.Ref) (fam family, kept bool
 }
 
 // snapshotOf returns ref's data key as it is kept, with the answer that allowed it; or reads it, and returns no answer.
-func (r reader) snapshotOf(ctx context.Context, ref key.Ref) (family, *answer, error) {
+func (r reader) snapshotOf(ctx context.Context, ref key.Ref) (fam family, _ *answer, err error) {
 	now, err := r.m.epochs.current(ctx, r.use)
 	if err != nil {
 		return family{}, nil, err
@@ -98,18 +124,20 @@ func (r reader) snapshotOf(ctx context.Context, ref key.Ref) (family, *answer, e
 	ok = ok && s.valid(now.reading, r.use)
 	// What names an installation key that is over cannot be opened once more.
 	ok = ok && (now.away != nil || s.ring == r.m.ring.changes.Load())
-	if ok && (now.away != nil || r.m.epochs.clock().since(s.read) < r.m.snapshotLife) {
+	if ok && (now.away != nil || r.m.epochs.clock().since(s.read.instant()) < r.m.snapshotLife) {
 		r.m.telemetry.hits.add()
-		return s.family, &now, r.durable(ctx, headIDOf(&s.family), s.begun)
+		fam = s.family()
+		return fam, &now, r.durable(ctx, headIDOf(&fam), s.begun)
 	}
 	r.m.telemetry.misses.add()
-	fam, err := r.fill(ctx, ref, now.reading, true)
+	fam, err = r.fill(ctx, ref, now.reading, true)
 	switch {
 	case err == nil && !fam.older:
 		return fam, nil, r.durable(ctx, headIDOf(&fam), r.m.epochs.begun.Load())
-	case ok && errors.Is(err, store.ErrUnavailable) && r.m.epochs.clock().since(s.read) < r.m.epochs.lives[r.use]:
+	case ok && errors.Is(err, store.ErrUnavailable) && r.m.epochs.clock().since(s.read.instant()) < r.m.epochs.lives[r.use]:
 		now.away = err
-		return s.family, &now, r.durable(ctx, headIDOf(&s.family), s.begun)
+		fam = s.family()
+		return fam, &now, r.durable(ctx, headIDOf(&fam), s.begun)
 	}
 	return fam, nil, err
 }
@@ -131,7 +159,7 @@ func (r reader) fill(ctx context.Context, ref key.Ref, now *reading, uses bool) 
 
 // isFresh says whether a snapshot may be used whose epochs are those of now.
 func (r reader) isFresh(s *snapshot) bool {
-	return s.ring == r.m.ring.changes.Load() && r.m.epochs.clock().since(s.read) < r.m.snapshotLife
+	return s.ring == r.m.ring.changes.Load() && r.m.epochs.clock().since(s.read.instant()) < r.m.snapshotLife
 }
 
 func (r reader) fillIn(ctx context.Context, f *filling, ref key.Ref, now *reading, uses bool) (family, error) {
@@ -141,7 +169,7 @@ func (r reader) fillIn(ctx context.Context, f *filling, ref key.Ref, now *readin
 	began, ring := r.m.epochs.clock(), r.m.ring.changes.Load()
 	f.family, f.err = r.coldKey(ctx, ref)
 	if f.err == nil && !f.family.older {
-		s = &snapshot{family: f.family, epochs: now, read: began, begun: r.m.epochs.begun.Load(), ring: ring}
+		s = f.family.keep(now, began, r.m.epochs.begun.Load(), ring)
 		s.used.Store(uses)
 	}
 	return f.family, f.err
@@ -256,7 +284,8 @@ func (r reader) keyOf(ctx context.Context, id key.ID, now *reading) (family, err
 	}
 	var f *filling
 	kept := func(s *snapshot) bool {
-		_, err := opening(&s.family.Data[0], id)
+		fam := s.rows.family()
+		_, err := opening(&fam.Data[0], id)
 		return err == nil && r.isFresh(s)
 	}
 	for {
@@ -288,9 +317,9 @@ func (r reader) readKeyOf(ctx context.Context, id key.ID, now *reading) (family,
 		r.m.cache.compare(ref, &fam)
 	}
 	if _, err := opening(&fam.Data[0], id); err == nil && now != nil && !fam.older {
-		s := &snapshot{family: fam, epochs: now, read: began, begun: r.m.epochs.begun.Load(), ring: ring}
+		s := fam.keep(now, began, r.m.epochs.begun.Load(), ring)
 		s.used.Store(true)
-		r.m.cache.keepSnapshot(ref, s, forgotten)
+		r.m.cache.keepSnapshot(s, forgotten)
 		r.m.cache.keepRef(id, ref)
 	}
 	return fam, nil
@@ -298,24 +327,20 @@ func (r reader) readKeyOf(ctx context.Context, id key.ID, now *reading) (family,
 
 // keptOpening is the version with the given id, if its key is kept and may be used.
 func (r reader) keptOpening(id key.ID, now answer) (family, *store.Version, bool) {
-	ref, ok := r.m.cache.refOf(id)
+	s, ok := r.m.cache.snapshotWith(id)
 	if kid, isKID := id.KID(); !ok && isKID {
-		h := r.m.hotKeys.find(&hotName{what: versionWithKID, kid: kid})
-		if ok = h != nil; ok {
-			ref = h.ref
+		if h := r.m.hotKeys.find(&hotName{what: versionWithKID, kid: kid}); h != nil {
+			s, ok = r.m.cache.snapshot(h.ref)
 		}
 	}
-	if !ok {
-		return family{}, nil, false
-	}
-	s, ok := r.m.cache.snapshot(ref)
 	if ok && !s.used.Load() {
 		s.used.Store(true)
 	}
 	if !ok || !s.valid(now.reading, r.use) ||
-		now.away == nil && (s.ring != r.m.ring.changes.Load() || r.m.epochs.clock().since(s.read) >= r.m.snapshotLife) {
+		now.away == nil && (s.ring != r.m.ring.changes.Load() || r.m.epochs.clock().since(s.read.instant()) >= r.m.snapshotLife) {
 		return family{}, nil, false
 	}
-	v, err := opening(&s.family.Data[0], id)
-	return s.family, v, err == nil
+	fam := s.family()
+	v, err := opening(&fam.Data[0], id)
+	return fam, v, err == nil
 }

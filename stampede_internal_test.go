@@ -3,7 +3,6 @@ package keyhold
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -11,6 +10,7 @@ import (
 	"testing/synctest"
 
 	"keyhold.example/keyhold/internal/bubble"
+	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/localroot"
 	"keyhold.example/keyhold/store"
 	"keyhold.example/keyhold/store/faultstore"
@@ -34,7 +34,8 @@ func newStampede(t *testing.T) *stampede {
 	check(t, err)
 	mem := memstore.New()
 	cfg := Config{
-		Root: root, Purposes: []Purpose{inner.Purpose}, RawPurposes: []Purpose{"raw"}, IndexPurposes: []Purpose{"index"}, Initialize: true,
+		Root: root, Initialize: true,
+		Purposes: []Purpose{inner.Purpose}, RawPurposes: []Purpose{"raw"}, IndexPurposes: []Purpose{"index"},
 	}
 	m, err := New(t.Context(), mem, cfg)
 	check(t, err)
@@ -162,6 +163,42 @@ func TestAStampedeFailsTogether(t *testing.T) {
 	}
 }
 
+// Nor do all read, one after the other, where the next one fails.
+func TestAStampedeFailsTogetherWithoutWhoReadForIt(t *testing.T) {
+	for name, u := range uses {
+		t.Run(name, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
+				s := newStampede(t)
+				ctx, cancel := context.WithCancel(t.Context())
+				reads := 0
+				s.calls.Hook(func(call string) {
+					if !strings.HasPrefix(call, "Key") {
+						return
+					}
+					if reads++; reads == 1 {
+						<-s.let
+					} else {
+						s.calls.Away(true)
+					}
+				})
+				go func() { _ = u.use(ctx, s) }()
+				synctest.Wait()
+				errs := all(herd, func() error { return u.use(t.Context(), s) }, func() { cancel(); close(s.let) })
+				if i := slices.IndexFunc(errs, func(err error) bool { return !errors.Is(err, store.ErrUnavailable) }); i >= 0 {
+					t.Errorf("one of all: %v", errs[i])
+				}
+				if reads != 2 {
+					t.Errorf("%d reads, want 2", reads)
+				}
+				s.calls.Hook(nil)
+				s.calls.Away(false)
+				check(t, u.use(t.Context(), s))
+				check(t, s.Close())
+			})
+		})
+	}
+}
+
 // However many need a version at once, one unwraps it: a data key's, and the root key's above 1 000 data keys.
 func TestAStampedeUnwrapsOnce(t *testing.T) {
 	for _, of := range []string{"data key", "root key"} {
@@ -176,8 +213,10 @@ func TestAStampedeUnwrapsOnce(t *testing.T) {
 					k = &fam.Root
 				}
 				let, failed := make(chan struct{}), errors.New("it does not open")
+				is, err := rowOf(&fam.Family, k, &k.Versions[0])
+				check(t, err)
 				go func() {
-					_, _ = m.cache.openOnce(&k.Versions[0], func() (opened, error) {
+					_, _ = m.cache.openOnce(k.Kind, is, func() (opened, error) {
 						<-let
 						return opened{}, failed
 					})
@@ -200,21 +239,59 @@ func TestAStampedeUnwrapsOnce(t *testing.T) {
 	}
 }
 
+// Who looked for a key just before it was kept does not read it again.
+func TestAKeyThatWasKeptJustNowIsNotReadAgain(t *testing.T) {
+	c, now := newCache(10), &reading{}
+	yes, no := func(*snapshot) bool { return true }, func(*snapshot) bool { return false }
+	fam := family{Family: store.Family{
+		Root: store.Key{ID: "krk_a", Scope: inner.Scope}, Data: []store.Key{{ID: "kdk_a", Purpose: inner.Purpose}},
+	}}
+	first, mine := c.filling(inner, now, nil, yes)
+	if !mine {
+		t.Fatal("somebody else reads it")
+	}
+	first.family = fam
+	c.filled(inner, first, fam.keep(now, instant{}, 0, 0))
+	c.keepRef("kdkv_a", inner)
+	for _, of := range []any{inner, key.ID("kdkv_a")} {
+		for what, again := range map[string]struct {
+			now  *reading
+			kept func(*snapshot) bool
+			mine bool
+		}{
+			"under the same epochs":           {now, yes, false},
+			"that may not be used any more":   {now, no, true},
+			"under epochs that are read anew": {&reading{}, yes, true},
+		} {
+			f, mine := c.filling(of, again.now, nil, again.kept)
+			if mine != again.mine || !mine && f.family.Root.ID != fam.Root.ID {
+				t.Errorf("%v, %s: to be read: %v, %+v", of, what, mine, f)
+			}
+			if mine {
+				c.endFilling(of, f)
+			}
+		}
+	}
+}
+
 func TestAVersionIsOpenedOnceAtATime(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		c := newCache(10)
-		row := func(blob string) *store.Version {
-			return &store.Version{ID: "kdkv_1", Number: 1, Commit: []byte("commit"), Blob: []byte(blob)}
+		row := func(blob string) openedRow {
+			v := store.Version{ID: "krkv_1", Number: 1, Commit: make([]byte, 32), Blob: []byte(blob)}
+			is, err := rowOf(nil, &store.Key{Kind: key.KEK}, &v)
+			check(t, err)
+			return is
 		}
-		let, did := make(chan struct{}), make(chan string, herd)
-		open := func(v *store.Version) error {
-			o, err := c.openOnce(v, func() (opened, error) {
-				did <- string(v.Blob)
+		let, did := make(chan struct{}), make(chan openedRow, herd)
+		open := func(is openedRow) error {
+			o, err := c.openOnce(key.KEK, is, func() (opened, error) {
+				did <- is
 				<-let
-				return c.keep(opened{row: *v}), nil
+				return c.keep(key.KEK, openedKey{openedRow: is}), nil
 			})
-			if err == nil && !o.same(v) {
-				err = fmt.Errorf("another row was opened than %q: %q", v.Blob, o.row.Blob)
+			if err == nil && o.openedRow != is {
+				err = errors.New("another row was opened")
 			}
 			return err
 		}
@@ -242,7 +319,7 @@ func TestAVersionIsOpenedOnceAtATime(t *testing.T) {
 		let = make(chan struct{})
 		go func() {
 			defer func() { _ = recover() }()
-			_, _ = c.openOnce(row("x"), func() (opened, error) {
+			_, _ = c.openOnce(key.KEK, row("x"), func() (opened, error) {
 				<-let
 				panic("no")
 			})

@@ -100,7 +100,7 @@ func (t *telemetry) observe(m *Manager) error {
 	next := seconds("keyhold.rotation.next", "How long until the next key is due, as the last sweep of Run saw it; below zero if there was none since.")
 	oldest := seconds("keyhold.key.age", "How long ago the newest version was made, of the key in use for which that is longest.")
 	found := number("keyhold.sweep.keys", "{key}", "Due keys that the last sweep found, by what became of them.")
-	cached := number("keyhold.cache.entries", "{entry}", "What is kept: data keys as they were read, and versions that were opened.")
+	cached := number("keyhold.cache.entries", "{entry}", "What is kept: data keys as they were read, and their versions that were opened.")
 	evicted := total("keyhold.cache.evictions", "{entry}", "What was dropped to make room.")
 	lookups := total("keyhold.cache.lookups", "{lookup}", "Looks for a data key in the cache.")
 	if err := errors.Join(errs...); err != nil {

@@ -231,11 +231,12 @@ func TestKeysThatNobodyUsesAreClosed(t *testing.T) {
 		open := func() int {
 			w.Manager.cache.mu.Lock()
 			defer w.Manager.cache.mu.Unlock()
-			return w.Manager.cache.opened.order.Len()
+			return w.Manager.cache.opened.len() + w.Manager.cache.parents.len()
 		}
 		ct := sealing(t, w.Manager, inner, "x")
 		w.Manager.cache.mu.Lock()
-		o, _ := w.Manager.cache.opened.get(headIDIn(t, w))
+		kid, _ := headIDIn(t, w).KID()
+		o, _ := w.Manager.cache.opened.get(kid)
 		w.Manager.cache.mu.Unlock()
 		prefix := func() string { // stays while the key keeps what it seals with
 			ct, err := o.messages.SealDetached(nil, nil, &envelope.Parts{}, w.epochs.mono())

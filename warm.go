@@ -23,8 +23,8 @@ const (
 
 // Warm reads all data keys of the given scopes and opens them, so that the first use of each takes no round trip: for a
 // process that is about to serve them. Without scopes it does so with all there are. It returns how many data keys are
-// ready. It stops when they, or their versions and those of their root keys, are [Config.CacheKeys], as it displaces
-// nothing of what it made ready; what was used least recently goes for it.
+// ready. It stops when they, or their versions, are [Config.CacheKeys], as it displaces nothing of what it made ready;
+// what was used least recently goes for it.
 //
 // Keys of messages and raw keys are opened: of all of them first the versions that seal, and then, as far as there is
 // room, the old ones. A blind index key is read; [Manager.BlindIndex] opens it, which takes no round trip. m counts as
@@ -64,9 +64,8 @@ type warming struct {
 	full atomic.Bool // there is no room for more
 
 	mu             sync.Mutex
-	keys, versions map[key.ID]bool // that take a place in the cache, the versions of root keys among them
+	keys, versions map[key.ID]bool // that take a place in the cache
 	ready          map[key.ID]bool // of the keys
-	refs           int             // that were kept
 	old            []*family       // data keys that have versions besides those that seal
 	again          []key.Scope     // this process changed a key since they were read
 	tries          map[key.Scope]int
@@ -276,11 +275,11 @@ func (w *warming) key(b *batch, begun uint64, fam *family) {
 	if fam.older || !w.place(w.keys, data.ID) {
 		return
 	}
-	s := &snapshot{family: *fam, epochs: b.now, read: b.began, begun: begun, ring: b.ring}
+	s := fam.keep(b.now, b.began, begun, b.ring)
 	if kept, ok := c.peek(ref); ok {
 		s.used.Store(kept.used.Load())
 	}
-	if !c.keepSnapshot(ref, s, b.forgotten) {
+	if !c.keepSnapshot(s, b.forgotten) {
 		w.repeat(ref.Scope)
 		return
 	}
@@ -306,12 +305,9 @@ func (w *warming) key(b *batch, begun uint64, fam *family) {
 	}
 }
 
-// open opens a version, and what wraps it, if there is room for both.
+// open opens a version if there is room for it.
 func (w *warming) open(fam *family, v *store.Version) (bool, error) {
 	data := &fam.Data[0]
-	if !w.place(w.versions, v.Parent) {
-		return false, nil
-	}
 	if v.Alg != key.Message && v.Alg != key.Raw {
 		_, err := w.r.anyParent(&fam.Family, v.Parent)
 		return err == nil, err
@@ -321,7 +317,7 @@ func (w *warming) open(fam *family, v *store.Version) (bool, error) {
 	}
 	_, err := w.r.open(&fam.Family, data, v)
 	if err == nil && v.Alg == key.Message {
-		w.keepRef(v.ID, key.Ref{Scope: fam.Root.Scope, Purpose: data.Purpose})
+		w.m.cache.keepRef(v.ID, key.Ref{Scope: fam.Root.Scope, Purpose: data.Purpose})
 	}
 	return err == nil, err
 }
@@ -368,19 +364,6 @@ func (w *warming) place(taken map[key.ID]bool, id key.ID) bool {
 	}
 	taken[id] = true
 	return true
-}
-
-// keepRef remembers whose version it is, as far as it displaces no other that it kept.
-func (w *warming) keepRef(id key.ID, ref key.Ref) {
-	w.mu.Lock()
-	keep := w.refs < maxRefs
-	if keep {
-		w.refs++
-	}
-	w.mu.Unlock()
-	if keep {
-		w.m.cache.keepRef(id, ref)
-	}
 }
 
 // repeat has a scope read again that this process changed after it was read, unless it does so again and again.

@@ -83,6 +83,16 @@ func TestTheFirstUseOfAWarmedKeyTakesNoRoundTrip(t *testing.T) {
 			if got := since(s, before); got != "" {
 				t.Errorf("%s: the first uses took %s", what, got)
 			}
+			// Nor is one cold after the next question, which a version has m ask that is another key's.
+			_, err = m.Open(ctx, at(0, secrets), ids[1], keyhold.AAD{})
+			fails(t, err, keyhold.ErrOpen)
+			for i := range scopes {
+				sealed(t, m, at(i, secrets), "x", keyhold.AAD{})
+				sealed(t, m, at(i, session), "x", keyhold.AAD{})
+			}
+			if got := since(s, before); got != "Sign" {
+				t.Errorf("%s: after the next question: %s; want just that question", what, got)
+			}
 			if d := root.decrypts.Load(); d != 1 {
 				t.Errorf("%s: %d calls to the root, want 1", what, d)
 			}
@@ -341,7 +351,8 @@ func TestAWarmedKeyFollowsChanges(t *testing.T) {
 			seals("changed before the rows were read", m, r)
 		}
 		late := lateAnswer{Store: w.store}
-		m = newManager(t, &late, w.root)
+		s = faultstore.New(&late)
+		m = newManager(t, s, w.root)
 		late.after = func() {
 			late.after = nil
 			_, err := m.Rotate(ctx, refs[0])
@@ -351,8 +362,12 @@ func TestAWarmedKeyFollowsChanges(t *testing.T) {
 		if n != 8 || err != nil {
 			t.Errorf("with an answer that came late: %d keys, %v; want 8", n, err)
 		}
+		before := s.Calls()
 		for _, r := range refs {
 			seals("changed after the rows were read", m, r)
+		}
+		if got := since(s, before); strings.Contains(got, "Key") {
+			t.Errorf("a key that was changed after the rows were read was cold: %s", got)
 		}
 
 		// Another one does, which a process sees when it next asks.
@@ -381,22 +396,28 @@ func (s *lateAnswer) Families(ctx context.Context, scopes []key.Scope) ([]store.
 	return list, e, err
 }
 
-// What was read before another process changed it, and looked at afterwards, is not taken for the newest state.
+// What another process changed after it was read is not taken for the newest state, though the epochs are read again
+// before it is looked at.
 func TestWarmKeepsNothingThatIsOlderThanItsEpochs(t *testing.T) {
 	each(t, func(t *testing.T, w world) {
 		ctx := t.Context()
+		must(t, w.CreateScope(ctx, "b"))
+		other := key.Ref{Scope: "b", Purpose: secrets}
 		late := lateAnswer{Store: w.store}
 		m := newManager(t, &late, w.root)
+		sealed(t, m, other, "x", keyhold.AAD{})
 		late.after = func() {
 			late.after = nil
-			_, err := w.Rotate(ctx, ref)
-			must(t, err)
+			for _, r := range []key.Ref{ref, other} {
+				_, err := w.Rotate(ctx, r)
+				must(t, err)
+			}
+			// A version that it does not know has it ask.
+			opens(t, m, other, sealed(t, w.Manager, other, "new", keyhold.AAD{}), keyhold.AAD{}, "new")
 		}
-		_, err := m.Warm(ctx, tenant)
-		must(t, err)
-		must(t, m.CreateScope(ctx, "c"))
-		_, err = m.Rotate(ctx, key.Ref{Scope: "c"}) // so that it asks
-		must(t, err)
+		if n, err := m.Warm(ctx, tenant); n != 4 || err != nil {
+			t.Errorf("%d keys, %v; want 4", n, err)
+		}
 		id, _, err := m.SealDetached(ctx, ref, nil, keyhold.AAD{})
 		must(t, err)
 		f, err := w.store.Key(ctx, ref)

@@ -366,7 +366,8 @@ func (q queries) Rewrap(ctx context.Context, inst [16]byte, rows []store.Rewrap,
 			if p.kind == key.KEK {
 				parents = t.ikKIDs
 			} else {
-				batch = append(batch, w.tables.statement(lockRootKeysOfParents, t.parents)) // as update does
+				distinct := slices.Compact(slices.Sorted(slices.Values(t.parents)))
+				batch = append(batch, w.tables.statement(lockRootKeysOfParents, distinct)) // as update does
 			}
 			st := w.tables.statement(of(p.kind).rewrap, inst[:], t.ids, t.olds, t.new, parents)
 			st.done = func(rows int) error {
