@@ -267,17 +267,22 @@ func (c *cache) dropIdle() {
 // most recently used first: those that were used and have changed, by now's epochs, or are about to be too old; and
 // before them those in the given buckets, which the database may have lost.
 func (c *cache) toRefresh(now *reading, clock instant, after time.Duration, back store.BucketSet, limit int) (refs []key.Ref) {
+	// They are looked at without the lock, since there may be many, and others wait for it.
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	kept := make([]*snapshot, 0, c.snapshots.len())
+	for _, s := range c.snapshots.all() {
+		kept = append(kept, s)
+	}
+	c.mu.Unlock()
 	if back != 0 {
-		for _, s := range c.snapshots.all() {
+		for _, s := range kept {
 			if root, data := s.rows.ids(); back&(bucketOf(root)|bucketOf(data)) != 0 {
 				refs = append(refs, s.key())
 			}
 		}
 	}
 	limit += len(refs)
-	for _, s := range c.snapshots.all() {
+	for _, s := range kept {
 		if len(refs) == limit {
 			break
 		}
