@@ -20,9 +20,9 @@ type AAD struct {
 // is its bytes; two to 255 parts are encoded so that no two lists of parts are alike. It never fails: what is wrong
 // (too many or too long, 64 KiB in all; or one part that imitates the encoding of several) is an error of the call that
 // it is given to.
-func Context(parts ...string) AAD {
-	encoded, err := envelope.PartsOf(parts...)
-	return AAD{parts: encoded, err: err}
+func Context(parts ...string) (aad AAD) {
+	aad.parts, aad.err = envelope.PartsOf(parts...)
+	return aad
 }
 
 // invalid is what is wrong with it, if anything is.

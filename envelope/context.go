@@ -26,35 +26,46 @@ type Parts struct {
 //
 // A single part that begins like the encoding of several is refused with a [*ContextError], and so are more than 255
 // parts; an encoding longer than [MaxContext] with a [*TooLargeError].
-func PartsOf(parts ...string) (Parts, error) {
-	p := Parts{n: len(parts)}
-	switch {
-	case p.n == 0:
+func PartsOf(parts ...string) (p Parts, err error) {
+	if n := len(parts); n >= 2 && n <= fewParts {
+		size := len(severalParts) + 1
+		for i, part := range parts { // with copy, the compiler would have all strings on the heap
+			p.few[i] = part
+			size += 4 + len(part)
+		}
+		if size > MaxContext {
+			return Parts{}, &TooLargeError{What: "context", Size: size, Limit: MaxContext}
+		}
+		p.n, p.size = n, size
 		return p, nil
-	case p.n > maxFields:
-		return Parts{}, &ContextError{Reason: fmt.Sprintf("it has %d parts, the limit is %d", p.n, maxFields)}
-	case p.n == 1:
+	}
+	return otherParts(parts)
+}
+
+// otherParts is PartsOf for other numbers of parts, which messages have seldom.
+func otherParts(parts []string) (Parts, error) {
+	switch n := len(parts); {
+	case n == 0:
+		return Parts{}, nil
+	case n > maxFields:
+		return Parts{}, &ContextError{Reason: fmt.Sprintf("it has %d parts, the limit is %d", n, maxFields)}
+	case n == 1:
 		if beginsLikeParts(parts[0]) {
 			return Parts{}, &ContextError{Reason: "its only part begins like the encoding of several"}
 		}
-		p.size = len(parts[0])
-	default:
-		p.size = len(severalParts) + 1
-		for _, part := range parts {
-			p.size += 4 + len(part)
+		if len(parts[0]) > MaxContext {
+			return Parts{}, &TooLargeError{What: "context", Size: len(parts[0]), Limit: MaxContext}
 		}
+		return WholeContext(parts[0]), nil
 	}
-	if p.size > MaxContext {
-		return Parts{}, &TooLargeError{What: "context", Size: p.size, Limit: MaxContext}
+	size := len(severalParts) + 1
+	for _, part := range parts {
+		size += 4 + len(part)
 	}
-	if p.n > fewParts {
-		return WholeContext(string(appendParts(make([]byte, 0, p.size), parts))), nil
+	if size > MaxContext {
+		return Parts{}, &TooLargeError{What: "context", Size: size, Limit: MaxContext}
 	}
-	// With copy, the compiler would have all strings on the heap.
-	for i := range p.few[:p.n] {
-		p.few[i] = parts[i]
-	}
-	return p, nil
+	return WholeContext(string(appendParts(make([]byte, 0, size), parts))), nil
 }
 
 // WholeContext returns the context that consists of these bytes, as [Context] returned them or as they are kept
