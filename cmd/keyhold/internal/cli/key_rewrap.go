@@ -82,5 +82,5 @@ func rewrapAll(ctx context.Context, s *session, show func(scope key.Scope, n int
 			}
 		}
 	}
-	return err
+	return onlyScopes(err)
 }
