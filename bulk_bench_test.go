@@ -40,13 +40,21 @@ func openThree(b testing.TB, kind string) *keyhold.Manager {
 	return m
 }
 
-// BenchmarkCreateScopes creates 10 000 scopes with three purposes each.
+// bulkScopes is how many scopes are worked on at once.
+func bulkScopes() int {
+	if testing.Short() {
+		return 500
+	}
+	return 10_000
+}
+
+// BenchmarkCreateScopes creates 10 000 scopes with three purposes each, 500 with -short.
 func BenchmarkCreateScopes(b *testing.B) {
 	for _, kind := range bulkStores {
 		b.Run(kind, func(b *testing.B) {
 			m, n := openThree(b, kind), 0
 			for i := 0; b.Loop(); i++ {
-				made, err := m.CreateScopes(b.Context(), scopesNamed(fmt.Sprint(i, "_"), 10_000))
+				made, err := m.CreateScopes(b.Context(), scopesNamed(fmt.Sprint(i, "_"), bulkScopes()))
 				must(b, err)
 				n += made
 			}

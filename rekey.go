@@ -44,9 +44,9 @@ type Rekeyed struct {
 //
 // It calls each root to seal, and to open a few times, takes a round trip for each 250 scopes, and two for each batch
 // of keys, which is as large as a transaction of about 100 ms allows; [Config.Timeout] limits each step. It may be
-// stopped anywhere: the next call goes on. Scopes that are not as keyhold stored them are left out; the error joins what
-// is wrong with each, and the rekey is not over before they are repaired or gone. Other errors: [ErrNoEscrow]; [ErrPin]
-// if more than one is configured when it begins; [ErrState] if a slot's root is not configured; those of
+// stopped anywhere: the next call goes on. Scopes that are not as keyhold stored them are left out; the error joins
+// what is wrong with each, and the rekey is not over before they are repaired or gone. Other errors: [ErrNoEscrow];
+// [ErrPin] if more than one is configured when it begins; [ErrState] if a slot's root is not configured; those of
 // [Manager.AddRoot].
 func (m *Manager) Rekey(ctx context.Context, escrow EscrowFunc) (Rekeyed, error) {
 	if escrow == nil {
@@ -215,7 +215,8 @@ type moves struct {
 	moved int
 }
 
-// movedScopes are the keys of some scopes under the new installation key, scope by scope, and what is wrong with others.
+// movedScopes are the keys of some scopes under the new installation key, scope by scope, and what is wrong with
+// others.
 type movedScopes struct {
 	scopes [][]store.Rekey
 	broken []error
