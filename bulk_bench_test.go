@@ -63,6 +63,66 @@ func BenchmarkCreateScopes(b *testing.B) {
 	}
 }
 
+// withScopes is an installation with bulkScopes scopes and three purposes, and its store and root.
+func withScopes(b *testing.B, kind string) world {
+	b.Helper()
+	w := world{kind: stores[kind], store: stores[kind].open(b), root: newRoot(b)}
+	w.Manager = w.purposed(b, "a", "b", "c")
+	n, err := w.CreateScopes(b.Context(), scopesNamed("s", bulkScopes()))
+	if err != nil || n != bulkScopes() {
+		b.Fatalf("%d scopes, %v", n, err)
+	}
+	return w
+}
+
+func (w world) purposed(b *testing.B, purposes ...key.Purpose) *keyhold.Manager {
+	b.Helper()
+	m, err := keyhold.New(b.Context(), w.store, keyhold.Config{Root: w.root, Purposes: purposes, Initialize: true})
+	must(b, err)
+	b.Cleanup(func() { must(b, m.Close()) })
+	return m
+}
+
+// BenchmarkRekey wraps the root keys of 10 000 scopes with three purposes each under a new installation key, and signs
+// their manifests anew; of 500 with -short.
+func BenchmarkRekey(b *testing.B) {
+	for _, kind := range bulkStores {
+		w := withScopes(b, kind)
+		b.Run(kind, func(b *testing.B) {
+			for b.Loop() {
+				done, err := w.Rekey(b.Context(), keyhold.NoEscrow)
+				must(b, err)
+				if done.Keys != 4*bulkScopes() {
+					b.Fatalf("%+v", done)
+				}
+			}
+			b.ReportMetric(float64(b.N*bulkScopes())/b.Elapsed().Seconds(), "scopes/s")
+		})
+	}
+}
+
+// BenchmarkReconcile gives 10 000 scopes a key of a purpose that is new, beside three that they have; 500 with -short.
+func BenchmarkReconcile(b *testing.B) {
+	for _, kind := range bulkStores {
+		w := withScopes(b, kind)
+		purposes := []key.Purpose{"a", "b", "c"}
+		b.Run(kind, func(b *testing.B) {
+			for b.Loop() {
+				b.StopTimer()
+				purposes = append(purposes, key.Purpose(fmt.Sprint("p", len(purposes))))
+				m := w.purposed(b, purposes...)
+				b.StartTimer()
+				done, err := m.Reconcile(b.Context())
+				must(b, err)
+				if done.Created != bulkScopes() {
+					b.Fatalf("%+v", done)
+				}
+			}
+			b.ReportMetric(float64(b.N*bulkScopes())/b.Elapsed().Seconds(), "scopes/s")
+		})
+	}
+}
+
 // rewrapping is an installation on PostgreSQL all of whose data key versions are under root key versions that are not
 // the heads, and what it was like then.
 type rewrapping struct {

@@ -138,7 +138,7 @@ func WithOldMEK(oldMEK []byte) DEKManagerOption {
 	return func(c *DEKManagerConfig) { c.OldMEK = oldMEK }
 }
 
-// WithMaxCacheSize is how many keys, and as many versions, are kept ready at most: 32,768 by default. It is for all
+// WithMaxCacheSize is how many keys, and as many versions, are kept ready at most: 16,384 by default. It is for all
 // keys together.
 func WithMaxCacheSize(size int) DEKManagerOption {
 	return func(c *DEKManagerConfig) { c.MaxCacheSize = size }
