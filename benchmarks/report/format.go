@@ -10,10 +10,10 @@ import (
 // labels are what the tables and plots call the systems that are compared, in their order.
 var (
 	labels = map[string]string{
-		"gcm":             "GCM alone",
-		"gcm-less":        "GCM alone, less to authenticate",
-		"gcm-append":      "GCM alone, into a buffer",
-		"gcm-less-append": "GCM alone, less to authenticate, into a buffer",
+		"gcm":             "GCM, same AAD",
+		"gcm-less":        "GCM, bare",
+		"gcm-append":      "GCM, same AAD, into a buffer",
+		"gcm-less-append": "GCM, bare, into a buffer",
 		"keyhold":         "keyhold",
 		"keyhold-append":  "keyhold, into a buffer",
 		"tink":            "Tink",
