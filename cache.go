@@ -409,7 +409,8 @@ func (c *cache) findLocked(kind key.Kind, is openedRow) (opened, bool) {
 }
 
 // keep stores an opened version and returns what is stored now. Of a key that is there already, under the row that it
-// had before it was rewrapped or from another goroutine, the sealing state stays: what has the same kid is the same key.
+// had before it was rewrapped or from another goroutine, the sealing state stays: what has the same kid is the same
+// key.
 func (c *cache) keep(kind key.Kind, o openedKey) opened {
 	c.mu.Lock()
 	defer c.mu.Unlock()

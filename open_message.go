@@ -15,8 +15,8 @@ import (
 // Open decrypts what [Manager.Seal] made with any version of ref's key, given the same aad. The result belongs to the
 // caller.
 //
-// It takes the round trips of Seal; two, and 100 ms at most, where the version is one that m has not seen yet. Where the
-// version is in use it waits for nobody, and allocates the result alone.
+// It takes the round trips of Seal; two, and 100 ms at most, where the version is one that m has not seen yet. Where
+// the version is in use it waits for nobody, and allocates the result alone.
 //
 // Errors: [ErrOpen] if it does not open here, for whatever reason; [ErrDisabled] if its key version is disabled or
 // destroyed; [ErrNotFound] for an unknown scope or purpose; [*InvalidError] for a malformed name; [ErrPurpose];
