@@ -309,7 +309,8 @@ func (w *warming) key(b *batch, begun uint64, fam *family) {
 func (w *warming) open(fam *family, v *store.Version) (bool, error) {
 	data := &fam.Data[0]
 	if v.Alg != key.Message && v.Alg != key.Raw {
-		_, err := w.r.anyParent(&fam.Family, v.Parent)
+		parent, err := w.r.anyParent(&fam.Family, v.Parent)
+		parent.Close()
 		return err == nil, err
 	}
 	if !w.place(w.versions, v.ID) {

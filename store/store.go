@@ -58,11 +58,12 @@ type Store interface {
 	// [Installation] or [RootsChange] is another error.
 	ChangeRoots(ctx context.Context, c RootsChange) error
 
-	// UpdateAll makes changes in one transaction, each of which as [Queries.Update] does, but waits for nobody: it leaves
-	// out keys that are not there or have another sequence number, and may leave out those of a scope at which somebody
-	// else is at work. It says of each whether it was made: none, if Inst is not the installation, or Lease is one that
-	// is not held. Other errors are those of Update, also [ErrConflict]; then nothing was changed. Each key is named
-	// once, Inst and Lease are the same in all, and none destroys or disables a version: else it is an error.
+	// UpdateAll makes changes in one transaction, each of which as [Queries.Update] does, but waits for nobody: it
+	// leaves out keys that are not there or have another sequence number, and may leave out those of a scope at which
+	// somebody else is at work. It says of each whether it was made: none, if Inst is not the installation, or Lease
+	// is one that is not held. Other errors are those of Update, also [ErrConflict]; then nothing was changed. Each
+	// key is named once, Inst and Lease are the same in all, and none destroys or disables a version: else it is an
+	// error.
 	UpdateAll(ctx context.Context, updates []Update) (made []bool, err error)
 
 	// Rekey replaces manifests by others of the same keys, under another installation key, and with those of root keys
@@ -88,8 +89,8 @@ type Store interface {
 	AddEscrow(ctx context.Context, inst [16]byte, e Escrow) error
 
 	// Families reads the root keys of the given scopes and all their data keys, each as Scope does, in the order given,
-	// and the epochs, all in one statement. Scopes that are not there are left out, and one that is named twice is there
-	// once. Without an installation the epochs are zero. It is an error to ask for more than [MaxFamilies].
+	// and the epochs, all in one statement. Scopes that are not there are left out, and one that is named twice is
+	// there once. Without an installation the epochs are zero. It is an error to ask for more than [MaxFamilies].
 	Families(ctx context.Context, scopes []key.Scope) ([]Family, Epochs, error)
 
 	// Keys reads keys, each as [Queries.Key] does, in the order given: without a root key where the scope is not there,
