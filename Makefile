@@ -36,7 +36,7 @@ PACKAGES   := ./... $(patsubst %,./%/...,$(filter-out .,$(MODULES)))
 
 .PHONY: test
 test: ## Run the tests of all modules
-	$(GO) test $(EVERYTHING) $(PACKAGES)
+	$(GO) test -timeout 20m $(EVERYTHING) $(PACKAGES)
 
 # How often make endure has each race and each failover run. From 50 on, the tests of fleets use their full figures.
 REPEAT ?= 100
@@ -106,7 +106,7 @@ bench: ## Run all benchmarks, beside other libraries, and write docs/benchmarks.
 
 .PHONY: bench-short
 bench-short: ## Run each benchmark once, and fail where a promised ratio does not hold
-	$(call each,$(GO) test -run '^$$' -short -bench . -benchtime 1x ./...)
+	$(GO) test -timeout 3m -run '^$$' -short -bench . -benchtime 1x $(EVERYTHING) $(PACKAGES)
 	@GO=$(GO) sh .ci/bench-short
 
 .PHONY: vectors

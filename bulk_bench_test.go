@@ -40,17 +40,85 @@ func openThree(b testing.TB, kind string) *keyhold.Manager {
 	return m
 }
 
-// BenchmarkCreateScopes creates 10 000 scopes with three purposes each.
+// bulkScopes is how many scopes are worked on at once.
+func bulkScopes() int {
+	if testing.Short() {
+		return 500
+	}
+	return 10_000
+}
+
+// BenchmarkCreateScopes creates 10 000 scopes with three purposes each, 500 with -short.
 func BenchmarkCreateScopes(b *testing.B) {
 	for _, kind := range bulkStores {
 		b.Run(kind, func(b *testing.B) {
 			m, n := openThree(b, kind), 0
 			for i := 0; b.Loop(); i++ {
-				made, err := m.CreateScopes(b.Context(), scopesNamed(fmt.Sprint(i, "_"), 10_000))
+				made, err := m.CreateScopes(b.Context(), scopesNamed(fmt.Sprint(i, "_"), bulkScopes()))
 				must(b, err)
 				n += made
 			}
 			b.ReportMetric(float64(n)/b.Elapsed().Seconds(), "scopes/s")
+		})
+	}
+}
+
+// withScopes is an installation with bulkScopes scopes and three purposes, and its store and root.
+func withScopes(b *testing.B, kind string) world {
+	b.Helper()
+	w := world{kind: stores[kind], store: stores[kind].open(b), root: newRoot(b)}
+	w.Manager = w.purposed(b, "a", "b", "c")
+	n, err := w.CreateScopes(b.Context(), scopesNamed("s", bulkScopes()))
+	if err != nil || n != bulkScopes() {
+		b.Fatalf("%d scopes, %v", n, err)
+	}
+	return w
+}
+
+func (w world) purposed(b *testing.B, purposes ...key.Purpose) *keyhold.Manager {
+	b.Helper()
+	m, err := keyhold.New(b.Context(), w.store, keyhold.Config{Root: w.root, Purposes: purposes, Initialize: true})
+	must(b, err)
+	b.Cleanup(func() { must(b, m.Close()) })
+	return m
+}
+
+// BenchmarkRekey wraps the root keys of 10 000 scopes with three purposes each under a new installation key, and signs
+// their manifests anew; of 500 with -short.
+func BenchmarkRekey(b *testing.B) {
+	for _, kind := range bulkStores {
+		w := withScopes(b, kind)
+		b.Run(kind, func(b *testing.B) {
+			for b.Loop() {
+				done, err := w.Rekey(b.Context(), keyhold.NoEscrow)
+				must(b, err)
+				if done.Keys != 4*bulkScopes() {
+					b.Fatalf("%+v", done)
+				}
+			}
+			b.ReportMetric(float64(b.N*bulkScopes())/b.Elapsed().Seconds(), "scopes/s")
+		})
+	}
+}
+
+// BenchmarkReconcile gives 10 000 scopes a key of a purpose that is new, beside three that they have; 500 with -short.
+func BenchmarkReconcile(b *testing.B) {
+	for _, kind := range bulkStores {
+		w := withScopes(b, kind)
+		purposes := []key.Purpose{"a", "b", "c"}
+		b.Run(kind, func(b *testing.B) {
+			for b.Loop() {
+				b.StopTimer()
+				purposes = append(purposes, key.Purpose(fmt.Sprint("p", len(purposes))))
+				m := w.purposed(b, purposes...)
+				b.StartTimer()
+				done, err := m.Reconcile(b.Context())
+				must(b, err)
+				if done.Created != bulkScopes() {
+					b.Fatalf("%+v", done)
+				}
+			}
+			b.ReportMetric(float64(b.N*bulkScopes())/b.Elapsed().Seconds(), "scopes/s")
 		})
 	}
 }
@@ -61,6 +129,7 @@ type rewrapping struct {
 	m        *keyhold.Manager
 	s        store.Store
 	pool     *pgxpool.Pool
+	readers  store.Store // on connections of their own
 	refs     []key.Ref
 	versions int
 }
@@ -78,6 +147,9 @@ func newRewrapping(b *testing.B, n int) *rewrapping {
 	w.s, err = pgstore.Open(ctx, dsn)
 	must(b, err)
 	b.Cleanup(func() { must(b, w.s.Close()) })
+	w.readers, err = pgstore.Open(ctx, dsn)
+	must(b, err)
+	b.Cleanup(func() { must(b, w.readers.Close()) })
 	cfg := keyhold.Config{Root: newRoot(b), Initialize: true}
 	for i := range 10 {
 		cfg.Purposes = append(cfg.Purposes, key.Purpose(fmt.Sprint("p", i)))
@@ -167,7 +239,7 @@ func (w *rewrapping) rewrap(b *testing.B) time.Duration {
 	return time.Since(start)
 }
 
-// read has 8 readers read keys at random until done, and returns the 99th percentile of their times.
+// read has 8 readers read 200 keys at random a second each, until done, and returns the 99th percentile of their times.
 func (w *rewrapping) read(b *testing.B, until func()) time.Duration {
 	b.Helper()
 	var stopped atomic.Bool
@@ -175,9 +247,12 @@ func (w *rewrapping) read(b *testing.B, until func()) time.Duration {
 	times := make([][]time.Duration, 8)
 	for i := range times {
 		readers.Go(func() {
+			due := time.NewTicker(5 * time.Millisecond)
+			defer due.Stop()
 			for !stopped.Load() {
+				<-due.C
 				began := time.Now()
-				if _, err := w.s.Key(b.Context(), w.refs[rand.N(len(w.refs))]); err != nil {
+				if _, err := w.readers.Key(b.Context(), w.refs[rand.N(len(w.refs))]); err != nil {
 					b.Error(err)
 				}
 				times[i] = append(times[i], time.Since(began))

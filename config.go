@@ -113,8 +113,9 @@ type Config struct {
 	SealFor, OpenFor time.Duration
 
 	// CacheKeys is how many data keys, and as many versions, are kept ready at most. Zero is 32,768. One more has the
-	// one that was not used for longest read again. A key that has sealed takes at most 2 KiB, of which 1 KiB is for its
-	// one version, and about 1 KiB more where its policy limits its messages: of 32,768 all together 64 MiB, or 100.
+	// one that was not used for longest read again. A key that has sealed takes at most 2 KiB, of which 1 KiB is for
+	// its one version, and about 1 KiB more where its policy limits its messages: of 32,768 all together 64 MiB, or
+	// 100.
 	CacheKeys int
 
 	// CacheFor is for how long a key is used before it is read again though nothing says that it has changed, while the

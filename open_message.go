@@ -15,8 +15,8 @@ import (
 // Open decrypts what [Manager.Seal] made with any version of ref's key, given the same aad. The result belongs to the
 // caller.
 //
-// It takes the round trips of Seal; two, and 100 ms at most, where the version is one that m has not seen yet. Where the
-// version is in use it waits for nobody, and allocates the result alone.
+// It takes the round trips of Seal; two, and 100 ms at most, where the version is one that m has not seen yet. Where
+// the version is in use it waits for nobody, and allocates the result alone.
 //
 // Errors: [ErrOpen] if it does not open here, for whatever reason; [ErrDisabled] if its key version is disabled or
 // destroyed; [ErrNotFound] for an unknown scope or purpose; [*InvalidError] for a malformed name; [ErrPurpose];
@@ -38,6 +38,7 @@ func (m *Manager) AppendOpen(ctx context.Context, dst []byte, ref key.Ref, ciphe
 		return nil, err
 	}
 	if h := m.hotOpening(msg.KID, &aad); h != nil && h.ref == ref {
+		m.telemetry.hits.add()
 		plaintext, err := h.messages.Open(dst, ciphertext, &aad.parts)
 		switch {
 		case err == nil:
@@ -64,6 +65,7 @@ func (m *Manager) OpenTx(ctx context.Context, tx store.Tx, ref key.Ref, cipherte
 func (m *Manager) OpenDetached(ctx context.Context, ref key.Ref, id key.ID, ciphertext []byte, aad AAD) ([]byte, error) {
 	if kid, ok := id.KID(); ok {
 		if h := m.hotOpening(kid, &aad); h != nil && h.id == id && h.ref == ref {
+			m.telemetry.hits.add()
 			plaintext, err := h.messages.OpenDetached(nil, ciphertext, &aad.parts)
 			switch {
 			case err == nil:
@@ -104,6 +106,7 @@ func (m *Manager) tryOpenAny(ctx context.Context, ciphertext []byte, aad AAD) ([
 		return nil, key.Ref{}, aad.invalid()
 	}
 	if h := m.hotOpening(msg.KID, &aad); h != nil {
+		m.telemetry.hits.add()
 		plaintext, err := h.messages.Open(nil, ciphertext, &aad.parts)
 		switch {
 		case err == nil:

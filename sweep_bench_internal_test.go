@@ -139,12 +139,15 @@ func (t *table) filled(b *testing.B, n int) {
 	t.many = (float64(t.size(b)) - t.many) / float64(n)
 }
 
-// BenchmarkSweep is the rotation part of a sweep where nothing is due, and where 1000 keys of as many as KEYHOLD_BENCH_KEYS
-// says, and 1000 more, are due.
+// BenchmarkSweep is the rotation part of a sweep where nothing is due, and where 1000 keys are due: of 1000 and as many
+// more as KEYHOLD_BENCH_KEYS says.
 func BenchmarkSweep(b *testing.B) {
 	bigTables(b, func(b *testing.B, t *table) {
 		s := t.newSweep()
 		b.Run("due=0", func(b *testing.B) {
+			for range 10 { // PostgreSQL plans a statement anew the first five times
+				ok(b, s.rotate(b.Context()))
+			}
 			for b.Loop() {
 				ok(b, s.rotate(b.Context()))
 			}

@@ -144,8 +144,8 @@ func (s *sweep) read(ctx context.Context, refs []key.Ref) (list []store.Family, 
 	return s.m.store.Keys(ctx, refs)
 }
 
-// planOne decides as rotateDue does. What was read is checked as if it had been read alone; where it does not fit, it is
-// read once more.
+// planOne decides as rotateDue does. What was read is checked as if it had been read alone; where it does not fit, it
+// is read once more.
 func (s *sweep) planOne(ctx context.Context, r reader, d *rotating, read *store.Family) error {
 	ctx = s.m.telemetry.within(ctx, d.span)
 	if read.Root.ID == "" {

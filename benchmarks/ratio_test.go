@@ -45,6 +45,7 @@ var compared = [][2]string{
 	{"keyhold", "kms-aead"},
 	{"keyhold", "xchacha"},
 	{"keyhold-append", "gcm-append"},
+	{"keyhold-append", "gcm-less-append"},
 	{"gcm-less", "tink"},
 	{"gcm-less", "kms-aead"},
 }

@@ -66,6 +66,7 @@ func systems(tb testing.TB) []system {
 		{"xchacha", xchachaWorker(tb)},
 		{"gcm-less", gcmWorker(gcm, []byte(joined))},
 		{"gcm-append", gcmAppendWorker(gcm, sameAAD(tb))},
+		{"gcm-less-append", gcmAppendWorker(gcm, []byte(joined))},
 		{"keyhold-append", keyholdAppendWorker(tb.Context(), keys)},
 	}
 }

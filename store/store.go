@@ -58,11 +58,12 @@ type Store interface {
 	// [Installation] or [RootsChange] is another error.
 	ChangeRoots(ctx context.Context, c RootsChange) error
 
-	// UpdateAll makes changes in one transaction, each of which as [Queries.Update] does, but waits for nobody: it leaves
-	// out keys that are not there or have another sequence number, and may leave out those of a scope at which somebody
-	// else is at work. It says of each whether it was made: none, if Inst is not the installation, or Lease is one that
-	// is not held. Other errors are those of Update, also [ErrConflict]; then nothing was changed. Each key is named
-	// once, Inst and Lease are the same in all, and none destroys or disables a version: else it is an error.
+	// UpdateAll makes changes in one transaction, each of which as [Queries.Update] does, but waits for nobody: it
+	// leaves out keys that are not there or have another sequence number, and may leave out those of a scope at which
+	// somebody else is at work. It says of each whether it was made: none, if Inst is not the installation, or Lease
+	// is one that is not held. Other errors are those of Update, also [ErrConflict]; then nothing was changed. Each
+	// key is named once, Inst and Lease are the same in all, and none destroys or disables a version: else it is an
+	// error.
 	UpdateAll(ctx context.Context, updates []Update) (made []bool, err error)
 
 	// Rekey replaces manifests by others of the same keys, under another installation key, and with those of root keys
@@ -71,6 +72,7 @@ type Store interface {
 	// installation's, and, if under is a lease, that is held (see [Lease]). [ErrConflict] if an installation key that
 	// is named is not there, or if of a root key that it would replace there is another version than the given ones, a
 	// given one is not there, or has another wrapped key than Old; nothing is replaced then. Each key is named once.
+	// If the keys are of several root keys, it may leave out those of one that somebody else is at.
 	Rekey(ctx context.Context, inst [16]byte, keys []Rekey, under *Lease) (int, error)
 
 	// NotUnder lists at most limit scopes that have a manifest, or a root key version, that names another installation
@@ -87,8 +89,8 @@ type Store interface {
 	AddEscrow(ctx context.Context, inst [16]byte, e Escrow) error
 
 	// Families reads the root keys of the given scopes and all their data keys, each as Scope does, in the order given,
-	// and the epochs, all in one statement. Scopes that are not there are left out, and one that is named twice is there
-	// once. Without an installation the epochs are zero. It is an error to ask for more than [MaxFamilies].
+	// and the epochs, all in one statement. Scopes that are not there are left out, and one that is named twice is
+	// there once. Without an installation the epochs are zero. It is an error to ask for more than [MaxFamilies].
 	Families(ctx context.Context, scopes []key.Scope) ([]Family, Epochs, error)
 
 	// Keys reads keys, each as [Queries.Key] does, in the order given: without a root key where the scope is not there,
@@ -226,7 +228,8 @@ type Queries interface {
 	// Rewrap replaces wrapped keys by others of the same keys, each only where the stored one is still the old one,
 	// and says how many it replaced. It leaves out versions that are not there, and does nothing unless inst is the
 	// installation's, and, if under is a lease, that is held (see [Lease]). [ErrConflict] if a root key version that is
-	// to wrap is disabled, or an installation key that is named is not there; nothing is replaced then.
+	// to wrap is disabled, or an installation key that is named is not there; nothing is replaced then. If the rows
+	// have several parents, it may leave out those under one whose root key somebody else is at.
 	Rewrap(ctx context.Context, inst [16]byte, rows []Rewrap, under *Lease) (int, error)
 }
 

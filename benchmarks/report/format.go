@@ -10,16 +10,17 @@ import (
 // labels are what the tables and plots call the systems that are compared, in their order.
 var (
 	labels = map[string]string{
-		"gcm":            "GCM alone",
-		"gcm-less":       "GCM alone, less to authenticate",
-		"gcm-append":     "GCM alone, into a buffer",
-		"keyhold":        "keyhold",
-		"keyhold-append": "keyhold, into a buffer",
-		"tink":           "Tink",
-		"kms-aead":       "go-kms-wrapping aead",
-		"xchacha":        "XChaCha20-Poly1305",
+		"gcm":             "GCM, same AAD",
+		"gcm-less":        "GCM, bare",
+		"gcm-append":      "GCM, same AAD, into a buffer",
+		"gcm-less-append": "GCM, bare, into a buffer",
+		"keyhold":         "keyhold",
+		"keyhold-append":  "keyhold, into a buffer",
+		"tink":            "Tink",
+		"kms-aead":        "go-kms-wrapping aead",
+		"xchacha":         "XChaCha20-Poly1305",
 	}
-	order = []string{"gcm-append", "keyhold-append", "gcm", "keyhold", "gcm-less", "tink", "kms-aead", "xchacha"}
+	order = []string{"gcm-less-append", "gcm-append", "keyhold-append", "gcm", "keyhold", "gcm-less", "tink", "kms-aead", "xchacha"}
 )
 
 // digits prints v with three significant digits, and thousands set off.

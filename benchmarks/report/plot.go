@@ -113,9 +113,9 @@ func systemsChart(r *results, op string) chart {
 	return c
 }
 
-// flatChart shows what does not grow with the number of keys.
+// flatChart shows what hardly grows with the number of keys.
 func flatChart(r *results) chart {
-	c := chart{title: "What does not grow with the number of keys"}
+	c := chart{title: "With few keys and with many"}
 	for _, p := range []struct {
 		title, name, unit string
 		keys              []int

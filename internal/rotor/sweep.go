@@ -41,8 +41,8 @@ var (
 )
 
 // Work does what is due at keys, each of which comes once for each reason, under a lease, and says what became of each.
-// [ErrLater] if it has to be looked at again soon; [ErrAlone] if work is to be called with it alone, and never then; any
-// other error is a failure, after which the key is left alone for a while.
+// [ErrLater] if it has to be looked at again soon; [ErrAlone] if work is to be called with it alone, and never then;
+// any other error is a failure, after which the key is left alone for a while.
 type Work func(ctx context.Context, due []store.Due, under *store.Lease) []error
 
 // Report is what became of a sweep.

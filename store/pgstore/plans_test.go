@@ -26,8 +26,8 @@ var grows = []string{
 }
 
 // For every statement there is a plan that reads no whole table that grows, whatever its arguments are: as soon as
-// the table is so large that it matters, the server chooses that. Whether it can is not seen where it may read the table or
-// sort it, which is as good while that is small, so here it may not.
+// the table is so large that it matters, the server chooses that. Whether it can is not seen where it may read the
+// table or sort it, which is as good while that is small, so here it may not.
 func TestNoStatementReadsAWholeTable(t *testing.T) {
 	for name, analyzed := range map[string]bool{"analyzed": true, "never analyzed": false} {
 		t.Run(name, func(t *testing.T) {

@@ -11,8 +11,8 @@ import (
 	"keyhold.example/keyhold/store/storetest"
 )
 
-// While keys are changed together, no row is waited for: neither a scope that somebody is about to delete, nor a version
-// that a row of the application's refers to, which is not committed. The others are changed.
+// While keys are changed together, no row is waited for: neither a scope that somebody is about to delete, nor a
+// version that a row of the application's refers to, which is not committed. The others are changed.
 func TestChangesTogetherWaitForNobody(t *testing.T) {
 	for name, lock := range map[string]string{
 		"a scope":                   "select 1 from kms_root_key where scope_id = 'b' for update",

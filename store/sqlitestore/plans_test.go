@@ -15,8 +15,8 @@ var begins = map[query]string{
 
 	firstScopesQuery: limited, firstLackingQuery: limited, namesNotUnderQuery: limited,
 
-	// The foreign keys to them need no index, as long as this is so seldom: at the end of a rekey, which has written all
-	// these rows. The programs of the others would look, too, if a deferred foreign key were broken.
+	// The foreign keys to them need no index, as long as this is so seldom: at the end of a rekey, which has written
+	// all these rows. The programs of the others would look, too, if a deferred foreign key were broken.
 	deleteInstallationKey: "once a rekey", insertInstallationKey: unbroken, insertInstallation: unbroken,
 }
 
