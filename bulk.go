@@ -26,7 +26,7 @@ const (
 )
 
 // pace is how many rows the next transaction should write: half as many as the last one if that took too long, twice as
-// many if it took less than half the time. The zero value is the first one.
+// many if it took less than half the time and was the most that fits into it. The zero value is the first one.
 type pace struct{ rows int }
 
 // next is how many rows to write.
@@ -37,14 +37,15 @@ func (p *pace) next() int {
 	return p.rows
 }
 
-// took says how long it took to write so many rows. Of a batch that was smaller than it could have been, only that it
-// took too long says something.
+// took says how long it took to write so many rows. What cut gives is more than half of what it may be, as long as
+// there are more items. Of a batch that was smaller, only that it took too long says something, and it never makes
+// the next one greater.
 func (p *pace) took(rows int, d time.Duration) {
 	switch now := p.next(); {
 	case d > paceTarget:
-		p.rows = max(min(now, rows)/2, paceLeast)
-	case d < paceTarget/2 && rows >= now:
-		p.rows = min(max(2*now, paceLeast), paceMost)
+		p.rows = min(now, max(min(now, rows)/2, paceLeast))
+	case d < paceTarget/2 && rows > now/2:
+		p.rows = min(max(2*rows, paceLeast, now), paceMost)
 	}
 }
 
@@ -55,6 +56,15 @@ func (p *pace) cut(n int, rows func(i int) int) (items, total int) {
 		items++
 	}
 	return items, total
+}
+
+// reachable asks the database something that no lock holds up. Where it answers, what could not be done for a scope is
+// about that one, of which somebody may have locked rows, and not about all of them.
+func (m *Manager) reachable(ctx context.Context) bool {
+	return m.step(ctx, func(ctx context.Context) error {
+		_, _, err := m.store.Families(ctx, nil)
+		return err
+	}) == nil
 }
 
 // ahead gives what next returns to use, and calls next again meanwhile, until it says that there is no more. It returns

@@ -39,8 +39,32 @@ func TestPaceFindsTheSizeOfATransaction(t *testing.T) {
 		t.Errorf("after a quick one that was not full: %d, want %d still", p.next(), paceFirst)
 	}
 	p.took(300, time.Second)
-	if p.next() != paceLeast {
-		t.Errorf("after a slow one of 300: %d, want %d", p.next(), paceLeast)
+	if p.next() != paceFirst {
+		t.Errorf("after a slow one of 300: %d, want %d still", p.next(), paceFirst)
+	}
+	for _, c := range []struct{ now, rows, next int }{
+		{paceFirst, paceFirst, paceFirst}, {paceLeast, paceMost, paceLeast}, {2000, 2000, 1000}, {2000, 10, paceLeast},
+		{300, 300, paceLeast},
+	} {
+		p := pace{rows: c.now}
+		p.took(c.rows, 5*time.Second)
+		if p.next() != c.next {
+			t.Errorf("after a slow one of %d, of at most %d: %d, want %d", c.rows, c.now, p.next(), c.next)
+		}
+	}
+}
+
+// However many rows an item has, transactions of whole items get as large as the database is quick.
+func TestPaceGrowsWithItemsThatDoNotFillIt(t *testing.T) {
+	for _, rows := range []int{1, 3, 7, 8, 51, 99, 101, 126, 130, 200, 249, 251, 400, 900} {
+		var p pace
+		for range 40 {
+			_, total := p.cut(10_000, func(int) int { return rows })
+			p.took(total, time.Millisecond)
+		}
+		if p.next() != paceMost {
+			t.Errorf("items of %d rows: %d rows a transaction, want %d", rows, p.next(), paceMost)
+		}
 	}
 }
 

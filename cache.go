@@ -267,13 +267,7 @@ func (c *cache) dropIdle() {
 // most recently used first: those that were used and have changed, by now's epochs, or are about to be too old; and
 // before them those in the given buckets, which the database may have lost.
 func (c *cache) toRefresh(now *reading, clock instant, after time.Duration, back store.BucketSet, limit int) (refs []key.Ref) {
-	// They are looked at without the lock, since there may be many, and others wait for it.
-	c.mu.Lock()
-	kept := make([]*snapshot, 0, c.snapshots.len())
-	for _, s := range c.snapshots.all() {
-		kept = append(kept, s)
-	}
-	c.mu.Unlock()
+	kept := c.allSnapshots()
 	if back != 0 {
 		for _, s := range kept {
 			if root, data := s.rows.ids(); back&(bucketOf(root)|bucketOf(data)) != 0 {
@@ -291,6 +285,18 @@ func (c *cache) toRefresh(now *reading, clock instant, after time.Duration, back
 		}
 	}
 	return refs
+}
+
+// allSnapshots is what is kept of all keys, the most recently used first, to be looked at without the lock: there may
+// be many, and others wait for it.
+func (c *cache) allSnapshots() []*snapshot {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	kept := make([]*snapshot, 0, c.snapshots.len())
+	for _, s := range c.snapshots.all() {
+		kept = append(kept, s)
+	}
+	return kept
 }
 
 // isDurable says whether no failover loses the version.
@@ -459,10 +465,8 @@ func (c *cache) sizes() map[string]size {
 // ages is how old the newest versions of the kept keys are, by the database's clock when they were read, by purpose:
 // the oldest of each. That of root keys is under the empty purpose.
 func (c *cache) ages(now instant) map[key.Purpose]time.Duration {
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	ages := map[key.Purpose]time.Duration{}
-	for _, s := range c.snapshots.all() {
+	for _, s := range c.allSnapshots() {
 		read, root, data := s.rows.times()
 		purpose, since := s.key().Purpose, now.since(s.read.instant())
 		ages[""] = max(time.Duration(read-root)*time.Second+since, ages[""])

@@ -3,6 +3,7 @@ package keyhold
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 
 	"keyhold.example/keyhold/key"
@@ -14,8 +15,9 @@ import (
 // twice is one. The scopes stay the caller's.
 //
 // A scope that is refused does not keep the others from being created: the error joins one for each, which names it,
-// and is one of those of CreateScope. A name that is malformed is found before anything is written. After
-// [ErrUnavailable], and when ctx ends, some of the scopes are there, each whole.
+// and is one of those of CreateScope; [ErrUnavailable] if somebody has locked what it needs for longer than
+// [Config.Timeout]. A name that is malformed is found before anything is written. When the database is away, or ctx
+// ends, some of the scopes are there, each whole.
 //
 // It takes about four round trips for each hundred scopes or more, and some more for those that are refused, or that
 // others create at the same time. [Config.Timeout] limits each step, and ctx all of it.
@@ -165,8 +167,10 @@ func (c *creation) store(ctx context.Context, scopes []madeScope, reads bool) er
 			}
 		}
 		return nil
-	case ctx.Err() != nil, errors.Is(err, store.ErrUnavailable):
+	case ctx.Err() != nil:
 		return err
+	case errors.Is(err, store.ErrUnavailable):
+		return c.apart(ctx, scopes, err)
 	case len(scopes) == 1:
 		return c.one(ctx, &scopes[0])
 	case reads && (errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrUnknownOutcome)):
@@ -180,6 +184,24 @@ func (c *creation) store(ctx context.Context, scopes []madeScope, reads bool) er
 		return err
 	}
 	return c.store(ctx, scopes[half:], false)
+}
+
+// apart creates scopes one by one, of which a transaction ended with why: somebody may have locked what one of them
+// needs.
+func (c *creation) apart(ctx context.Context, scopes []madeScope, why error) error {
+	if !c.m.reachable(ctx) {
+		return why
+	}
+	if len(scopes) == 1 {
+		c.broken = append(c.broken, fmt.Errorf("create scope %q: %w", scopes[0].scope, why))
+		return nil
+	}
+	for i := range scopes {
+		if err := c.one(ctx, &scopes[i]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // storeBatch is one transaction.
@@ -236,7 +258,7 @@ func (c *creation) one(ctx context.Context, s *madeScope) error {
 	}
 	switch {
 	case err == nil:
-	case ctx.Err() != nil, errors.Is(err, store.ErrUnavailable):
+	case ctx.Err() != nil, errors.Is(err, store.ErrUnavailable) && !c.m.reachable(ctx):
 		return err
 	default:
 		c.broken = append(c.broken, err)

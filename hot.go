@@ -191,7 +191,6 @@ func (m *Manager) hotKey(name *hotName) (*hotKey, time.Duration) {
 	if s == nil || at >= h.until || h.standing.Load() != s && !m.goesOn(h, s) {
 		return nil, 0
 	}
-	m.telemetry.hits.add()
 	return h, at
 }
 

@@ -45,3 +45,30 @@ func TestWhatDoesNotOpenAsksNobody(t *testing.T) {
 		}
 	})
 }
+
+// A place in the cache that another key has by now says nothing of whose a version is.
+func TestOpenAnyOfAKeyThatHadAnotherPlace(t *testing.T) {
+	withAndWithoutRun(t, Config{CacheKeys: 2}, func(t *testing.T, w *two) {
+		others := []Ref{{Scope: "bb", Purpose: inner.Purpose}, {Scope: "cc", Purpose: inner.Purpose}}
+		for _, r := range others {
+			check(t, w.other.CreateScope(t.Context(), r.Scope))
+		}
+		pass(epochLife)
+		l := letterOf(t, w.other, inner, "text")
+		_, _, err := w.OpenAny(t.Context(), l.attached, row())
+		check(t, err)
+		for _, r := range others {
+			sealing(t, w.Manager, r, "x")
+		}
+		for range 3 {
+			_, err = w.Open(t.Context(), inner, l.attached, row())
+			check(t, err)
+		}
+		w.away(true)
+		pass(2 * epochLife)
+		_, _, err = w.OpenAny(t.Context(), l.attached, row())
+		check(t, err)
+		w.away(false)
+		pass(2 * restFor)
+	})
+}

@@ -159,8 +159,9 @@ func (m *Manager) Format(f fmt.State, _ rune) {
 }
 
 // Close waits for the calls under way and clears the keys that m holds. Calls that begin afterwards return [ErrClosed],
-// and so does [Manager.Run], which has to be ended first. The store and the external root stay as they are. Closing
-// twice is allowed. It must not be called from within a call of m's.
+// and so does [Manager.Run], which has to be ended first. It does not wait for a call with a key in use, which may end
+// with its result a moment after. The store and the external root stay as they are. Closing twice is allowed. It must
+// not be called from within a call of m's.
 //
 // If m has sealed, Close tells the other instances, with one round trip of at most 2 s, that it does not any more. The
 // error says that this was not possible: they count m as live for so long as it might have sealed.
@@ -177,6 +178,7 @@ func (m *Manager) close() error {
 	m.closed = true
 	m.epochs.close()
 	m.cache.clear()
+	m.hotKeys.slots.Store(nil)
 	m.ring.close()
 	ctx, cancel := context.WithTimeoutCause(context.Background(), askLimit, //nolint:forbidigo // there is no caller's
 		fmt.Errorf("no answer within %v: %w: %w", askLimit, ErrUnavailable, context.DeadlineExceeded))

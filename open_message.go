@@ -38,6 +38,7 @@ func (m *Manager) AppendOpen(ctx context.Context, dst []byte, ref key.Ref, ciphe
 		return nil, err
 	}
 	if h := m.hotOpening(msg.KID, &aad); h != nil && h.ref == ref {
+		m.telemetry.hits.add()
 		plaintext, err := h.messages.Open(dst, ciphertext, &aad.parts)
 		switch {
 		case err == nil:
@@ -64,6 +65,7 @@ func (m *Manager) OpenTx(ctx context.Context, tx store.Tx, ref key.Ref, cipherte
 func (m *Manager) OpenDetached(ctx context.Context, ref key.Ref, id key.ID, ciphertext []byte, aad AAD) ([]byte, error) {
 	if kid, ok := id.KID(); ok {
 		if h := m.hotOpening(kid, &aad); h != nil && h.id == id && h.ref == ref {
+			m.telemetry.hits.add()
 			plaintext, err := h.messages.OpenDetached(nil, ciphertext, &aad.parts)
 			switch {
 			case err == nil:
@@ -104,6 +106,7 @@ func (m *Manager) tryOpenAny(ctx context.Context, ciphertext []byte, aad AAD) ([
 		return nil, key.Ref{}, aad.invalid()
 	}
 	if h := m.hotOpening(msg.KID, &aad); h != nil {
+		m.telemetry.hits.add()
 		plaintext, err := h.messages.Open(nil, ciphertext, &aad.parts)
 		switch {
 		case err == nil:

@@ -68,6 +68,9 @@ func (m *Manager) hotRaw(ref Ref, n Version) ([]byte, Version, bool) {
 		return nil, 0, false
 	}
 	material, ok := h.material.Copy()
+	if ok {
+		m.telemetry.hits.add()
+	}
 	return material, h.number, ok
 }
 

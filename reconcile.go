@@ -19,11 +19,12 @@ type Reconciled struct {
 // installation's. It may be interrupted, repeated, and run by any number of processes at once: each key is made once.
 // Scopes that are created meanwhile get their keys by their own.
 //
-// A scope whose root key cannot be used is left as it is; the others are reconciled, and then the error, which joins
-// one for each, says which. [ErrPurpose] if a purpose is stored for another use than it is configured for; nothing is
-// created then, or is the name of a raw key that was removed from a scope. It takes two round trips for each purpose
-// and 250 scopes that lack it, one for each batch of keys, which is as large as a transaction of about 100 ms allows,
-// and two more for each scope if the purpose is one of raw bytes; [Config.Timeout] limits each step, and ctx all of it.
+// A scope whose root key cannot be used, or that somebody has locked for longer than [Config.Timeout], is left as it
+// is; the others are reconciled, and then the error, which joins one for each, says which. [ErrPurpose] if a purpose
+// is stored for another use than it is configured for; nothing is created then, or is the name of a raw key that was
+// removed from a scope. It takes two round trips for each purpose and 250 scopes that lack it, one for each batch of
+// keys, which is as large as a transaction of about 100 ms allows, and two more for each scope if the purpose is one
+// of raw bytes; [Config.Timeout] limits each step, and ctx all of it.
 func (m *Manager) Reconcile(ctx context.Context) (Reconciled, error) {
 	var done Reconciled
 	dropped, err := m.storePurposes(ctx)
@@ -170,7 +171,10 @@ func (w *reconciliation) store(ctx context.Context, scopes []key.Scope, keys []s
 			keys = nil
 			return nil
 		})
-		if err != nil || len(keys) == 0 {
+		switch {
+		case errors.Is(err, store.ErrUnavailable) && ctx.Err() == nil:
+			return w.apart(ctx, scopes, keys, err)
+		case err != nil || len(keys) == 0:
 			return err
 		}
 		missing, err := w.prepare(ctx, scopes, true)
@@ -179,6 +183,23 @@ func (w *reconciliation) store(ctx context.Context, scopes []key.Scope, keys []s
 		}
 		w.broken = append(w.broken, missing.broken...)
 		scopes, keys = missing.scopes, missing.keys
+	}
+	return nil
+}
+
+// apart stores keys one by one, of which a transaction ended with why: somebody may have locked what one of them needs.
+func (w *reconciliation) apart(ctx context.Context, scopes []key.Scope, keys []store.Key, why error) error {
+	if !w.m.reachable(ctx) {
+		return why
+	}
+	if len(keys) == 1 {
+		w.broken = append(w.broken, fmt.Errorf("reconcile purpose %q of scope %q: %w", w.p.purpose, scopes[0], why))
+		return nil
+	}
+	for i := range keys {
+		if err := w.store(ctx, scopes[i:i+1], keys[i:i+1]); err != nil {
+			return err
+		}
 	}
 	return nil
 }

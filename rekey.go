@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 
 	wrapping "github.com/hashicorp/go-kms-wrapping/v2"
 
@@ -44,9 +43,10 @@ type Rekeyed struct {
 //
 // It calls each root to seal, and to open a few times, takes a round trip for each 250 scopes, and two for each batch
 // of keys, which is as large as a transaction of about 100 ms allows; [Config.Timeout] limits each step. It may be
-// stopped anywhere: the next call goes on. Scopes that are not as keyhold stored them are left out; the error joins
-// what is wrong with each, and the rekey is not over before they are repaired or gone. Other errors: [ErrNoEscrow];
-// [ErrPin] if more than one is configured when it begins; [ErrState] if a slot's root is not configured; those of
+// stopped anywhere: the next call goes on. Scopes that are not as keyhold stored them, or that somebody has locked for
+// longer than [Config.Timeout], are left out; the error joins what is wrong with each, and the rekey is not over before
+// they are repaired, free or gone. Other errors: [ErrNoEscrow]; [ErrPin]
+// if more than one is configured when it begins; [ErrState] if a slot's root is not configured; those of
 // [Manager.AddRoot].
 func (m *Manager) Rekey(ctx context.Context, escrow EscrowFunc) (Rekeyed, error) {
 	if escrow == nil {
@@ -209,23 +209,28 @@ func (m *Manager) rootOf(ctx context.Context, now *slots, slot *store.Slot) (wra
 
 // moves is the moving of all scopes to the installation key with the given kid.
 type moves struct {
-	m     *Manager
-	kid   key.KID
-	pace  pace
-	moved int
+	m      *Manager
+	kid    key.KID
+	pace   pace
+	moved  int
+	broken []error
 }
 
-// movedScopes are the keys of some scopes under the new installation key, scope by scope, and what is wrong with
-// others.
+// movedScope is a scope's keys under the new installation key.
+type movedScope struct {
+	scope key.Scope
+	keys  []store.Rekey
+}
+
+// movedScopes are some scopes that are not under the new installation key, and what is wrong with others.
 type movedScopes struct {
-	scopes [][]store.Rekey
+	scopes []movedScope
 	broken []error
 }
 
 // moveAll moves all scopes that are not under the newest installation key, and says how many keys it moved.
 func (m *Manager) moveAll(ctx context.Context, kid key.KID) (total int, err error) {
 	w := &moves{m: m, kid: kid}
-	var broken []error
 	scopes := pages(func(ctx context.Context, after key.ID) (scopes []key.Scope, next key.ID, err error) {
 		err = m.step(ctx, func(ctx context.Context) error {
 			scopes, next, err = m.store.NotUnder(ctx, kid, after, lagPage)
@@ -241,11 +246,11 @@ func (m *Manager) moveAll(ctx context.Context, kid key.KID) (total int, err erro
 		moved, err := w.prepare(ctx, list)
 		return moved, more, err
 	}, func(ctx context.Context, moved movedScopes) error {
-		broken = append(broken, moved.broken...)
+		w.broken = append(w.broken, moved.broken...)
 		return w.write(ctx, moved.scopes)
 	})
 	if err == nil {
-		err = errors.Join(broken...)
+		err = errors.Join(w.broken...)
 	}
 	return w.moved, err
 }
@@ -270,7 +275,7 @@ func (w *moves) prepare(ctx context.Context, scopes []key.Scope) (moved movedSco
 		for i, err := range errs {
 			switch {
 			case err == nil && len(rows[i]) > 0:
-				moved.scopes = append(moved.scopes, rows[i])
+				moved.scopes = append(moved.scopes, movedScope{families[i].Root.Scope, rows[i]})
 			case err == nil, errors.Is(err, store.ErrNotFound): // it was deleted meanwhile
 			case isAway(err), ctx.Err() != nil:
 				return err
@@ -283,10 +288,10 @@ func (w *moves) prepare(ctx context.Context, scopes []key.Scope) (moved movedSco
 	return moved, err
 }
 
-func (w *moves) write(ctx context.Context, scopes [][]store.Rekey) error {
+func (w *moves) write(ctx context.Context, scopes []movedScope) error {
 	for len(scopes) > 0 {
 		n, rows := w.pace.cut(len(scopes), func(i int) (rows int) {
-			for _, k := range scopes[i] {
+			for _, k := range scopes[i].keys {
 				rows += 1 + len(k.Versions)
 			}
 			return rows
@@ -302,14 +307,18 @@ func (w *moves) write(ctx context.Context, scopes [][]store.Rekey) error {
 }
 
 // store stores some scopes. What somebody changes at the same time is left for the next look: it divides those among
-// which something of the kind is.
-func (w *moves) store(ctx context.Context, scopes [][]store.Rekey) error {
+// which something of the kind is. One that somebody has locked is stored, and waited for, by itself.
+func (w *moves) store(ctx context.Context, scopes []movedScope) error {
+	var keys []store.Rekey
+	for i := range scopes {
+		keys = append(keys, scopes[i].keys...)
+	}
 	var n int
 	err := w.m.step(ctx, func(ctx context.Context) (err error) {
 		if err := w.m.rekeysTo(w.kid); err != nil {
 			return err
 		}
-		n, err = w.m.store.Rekey(ctx, w.m.ring.inst, slices.Concat(scopes...), nil)
+		n, err = w.m.store.Rekey(ctx, w.m.ring.inst, keys, nil)
 		return err
 	})
 	w.moved += n
@@ -322,8 +331,20 @@ func (w *moves) store(ctx context.Context, scopes [][]store.Rekey) error {
 		return w.store(ctx, scopes[half:])
 	case errors.Is(err, store.ErrConflict), errors.Is(err, store.ErrUnknownOutcome):
 		return nil
+	case err != nil && (!errors.Is(err, store.ErrUnavailable) || ctx.Err() != nil || !w.m.reachable(ctx)):
+		return err
+	case err != nil && len(scopes) == 1:
+		w.broken = append(w.broken, fmt.Errorf("rekey scope %q: %w", scopes[0].scope, err))
+		return nil
+	case err == nil && (n == len(keys) || len(scopes) == 1):
+		return nil
 	}
-	return err
+	for i := range scopes {
+		if err := w.store(ctx, scopes[i:i+1]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // moved is the keys of a scope under the newest installation key, as far as they are not.

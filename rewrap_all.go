@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 
 	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/store"
@@ -160,25 +161,23 @@ func (w *rewraps) replace(ctx context.Context, scopes []rewrapOf) error {
 		}
 		return nil
 	}
-	away := 0 // scopes that failed so, one after the other
 	for i := range scopes {
 		n, err := w.one(ctx, &scopes[i])
-		w.tell(scopes[i].scope, n, err)
-		if !errors.Is(err, store.ErrUnavailable) {
-			away = 0
-		} else if away++; away == mostAway {
-			return err
+		away := false
+		if errors.Is(err, store.ErrUnavailable) {
+			away = !w.m.reachable(ctx)
+			err = fmt.Errorf("rewrap scope %q: %w", scopes[i].scope, err)
 		}
+		w.tell(scopes[i].scope, n, err)
 		if ctx.Err() != nil {
 			return store.ContextError(ctx)
+		}
+		if away {
+			return err
 		}
 	}
 	return nil
 }
-
-// mostAway is how many scopes may fail, one after the other, because the database does not do its part, before that is
-// not about their rows, which somebody may have locked.
-const mostAway = 3
 
 // one is for a scope of which not all was replaced, or it is unknown what was: it finds that out, and does the rest.
 func (w *rewraps) one(ctx context.Context, s *rewrapOf) (n int, err error) {

@@ -75,6 +75,7 @@ func (m *Manager) hotSealing(ref key.Ref, plaintext []byte, aad *AAD) (*hotKey, 
 	if h == nil || h.messages == nil || h.budget != nil && !h.budget.shards[anyShard()].take() {
 		return nil, 0
 	}
+	m.telemetry.hits.add()
 	return h, at
 }
 

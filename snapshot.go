@@ -327,20 +327,36 @@ func (r reader) readKeyOf(ctx context.Context, id key.ID, now *reading) (family,
 
 // keptOpening is the version with the given id, if its key is kept and may be used.
 func (r reader) keptOpening(id key.ID, now answer) (family, *store.Version, bool) {
-	s, ok := r.m.cache.snapshotWith(id)
-	if kid, isKID := id.KID(); !ok && isKID {
+	// Of a version in use, its key is known, though nobody may have asked whose it is before.
+	if kid, ok := id.KID(); ok {
 		if h := r.m.hotKeys.find(&hotName{what: versionWithKID, kid: kid}); h != nil {
-			s, ok = r.m.cache.snapshot(h.ref)
+			if s, ok := r.m.cache.snapshot(h.ref); ok {
+				if fam, v, ok := r.openingIn(s, id, now); ok {
+					return fam, v, true
+				}
+			}
 		}
 	}
-	if ok && !s.used.Load() {
-		s.used.Store(true)
+	s, ok := r.m.cache.snapshotWith(id)
+	if !ok {
+		return family{}, nil, false
 	}
-	if !ok || !s.valid(now.reading, r.use) ||
+	return r.openingIn(s, id, now)
+}
+
+// openingIn is the version with the given id, if it is one of the snapshot's key, and that may be used.
+func (r reader) openingIn(s *snapshot, id key.ID, now answer) (family, *store.Version, bool) {
+	if !s.valid(now.reading, r.use) ||
 		now.away == nil && (s.ring != r.m.ring.changes.Load() || r.m.epochs.clock().since(s.read.instant()) >= r.m.snapshotLife) {
 		return family{}, nil, false
 	}
 	fam := s.family()
 	v, err := opening(&fam.Data[0], id)
-	return fam, v, err == nil
+	if err != nil {
+		return family{}, nil, false
+	}
+	if !s.used.Load() {
+		s.used.Store(true)
+	}
+	return fam, v, true
 }

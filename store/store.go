@@ -72,6 +72,7 @@ type Store interface {
 	// installation's, and, if under is a lease, that is held (see [Lease]). [ErrConflict] if an installation key that
 	// is named is not there, or if of a root key that it would replace there is another version than the given ones, a
 	// given one is not there, or has another wrapped key than Old; nothing is replaced then. Each key is named once.
+	// If the keys are of several root keys, it may leave out those of one that somebody else is at.
 	Rekey(ctx context.Context, inst [16]byte, keys []Rekey, under *Lease) (int, error)
 
 	// NotUnder lists at most limit scopes that have a manifest, or a root key version, that names another installation
@@ -227,7 +228,8 @@ type Queries interface {
 	// Rewrap replaces wrapped keys by others of the same keys, each only where the stored one is still the old one,
 	// and says how many it replaced. It leaves out versions that are not there, and does nothing unless inst is the
 	// installation's, and, if under is a lease, that is held (see [Lease]). [ErrConflict] if a root key version that is
-	// to wrap is disabled, or an installation key that is named is not there; nothing is replaced then.
+	// to wrap is disabled, or an installation key that is named is not there; nothing is replaced then. If the rows
+	// have several parents, it may leave out those under one whose root key somebody else is at.
 	Rewrap(ctx context.Context, inst [16]byte, rows []Rewrap, under *Lease) (int, error)
 }
 

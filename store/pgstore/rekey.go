@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/store"
@@ -19,6 +20,22 @@ where private_id = any (array(
     select root_key_id from {schema}{prefix}_data_key where private_id = any ($2::text[])))
 order by private_id
 for no key update`)
+
+	// Of the keys of many root keys, those whose root key somebody has locked are left out: see UpdateAll. The first
+	// number is that of the root keys.
+	lockFreeRootKeysToRekey = define(`
+with asked as materialized (
+    select id as key_id, id as root_key_id from unnest($1::text[]) as n (id)
+    union all
+    select private_id, root_key_id from {schema}{prefix}_data_key where private_id = any ($2::text[])),
+free as materialized (
+    select private_id from {schema}{prefix}_root_key
+    where private_id = any (array(select root_key_id from asked))
+    for no key update skip locked)
+select (select count(distinct root_key_id) from asked), a.key_id
+from asked a join free on free.private_id = a.root_key_id
+union all
+select count(distinct root_key_id), null from asked`)
 
 	// The keys' rows are locked by now, so that none of them gets another version meanwhile. The last two numbers are
 	// those of the versions that there are, and that were given.
@@ -146,14 +163,27 @@ func checkRekey(k *store.Rekey) error {
 	return nil
 }
 
-// Rekey implements [store.Store]. It takes one round trip besides the commit, however many keys there are.
+// Rekey implements [store.Store]. It takes two round trips besides the commit, however many keys there are, or three if
+// they are of one root key, which somebody has locked: it waits for that.
 func (s *Store) Rekey(ctx context.Context, inst [16]byte, keys []store.Rekey, under *store.Lease) (int, error) {
 	n := 0
 	root, data, err := rekeyColumns(keys)
 	if err == nil && len(root.ids)+len(data.ids) > 0 {
 		err = s.write(ctx, func(w *writer) error {
 			n = 0
-			return w.last(ctx, w.rekey(inst, &root, &data, under, &n)...)
+			free, several, err := w.freeToRekey(ctx, &root, &data, under)
+			if err != nil {
+				return err
+			}
+			if !several {
+				lock := w.tables.statement(lockRootKeys, root.ids, data.ids)
+				return w.last(ctx, append([]statement{lock}, w.rekey(inst, &root, &data, &n)...)...)
+			}
+			root, data, err := rekeyColumns(slices.DeleteFunc(slices.Clone(keys), func(k store.Rekey) bool { return !free[k.KeyID] }))
+			if err != nil || len(free) == 0 {
+				return err
+			}
+			return w.last(ctx, w.rekey(inst, &root, &data, &n)...)
 		})
 	}
 	if errors.Is(err, errNotHeld) {
@@ -165,9 +195,30 @@ func (s *Store) Rekey(ctx context.Context, inst [16]byte, keys []store.Rekey, un
 	return n, nil
 }
 
+// freeToRekey locks the root keys that nobody else has locked, and says which keys are theirs, and whether the keys are
+// of several root keys.
+func (w *writer) freeToRekey(
+	ctx context.Context, root, data *rekeyRows, under *store.Lease,
+) (free map[key.ID]bool, several bool, err error) {
+	lock := w.tables.statement(lockFreeRootKeysToRekey, root.ids, data.ids)
+	lock.row = func(scan func(...any) error) error {
+		roots, id := 0, (*key.ID)(nil)
+		if err := scan(&roots, &id); err != nil {
+			return err
+		}
+		several = roots > 1
+		if id != nil {
+			free[*id] = true
+		}
+		return nil
+	}
+	free = map[key.ID]bool{}
+	err = w.run(ctx, append(w.held(under, errNotHeld), lock)...)
+	return free, several, err
+}
+
 // rekey is statements that leave in n how many keys they replaced.
-func (w *writer) rekey(inst [16]byte, root, data *rekeyRows, under *store.Lease, n *int) []statement {
-	batch := append(w.held(under, errNotHeld), w.tables.statement(lockRootKeys, root.ids, data.ids))
+func (w *writer) rekey(inst [16]byte, root, data *rekeyRows, n *int) (batch []statement) {
 	if len(root.ids) > 0 {
 		st := w.tables.statement(rekeyRootKeys, append(root.args(inst), root.versionArgs()...)...)
 		st.row = func(scan func(...any) error) error {

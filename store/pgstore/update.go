@@ -67,11 +67,10 @@ join {schema}{prefix}_data_key k on k.root_key_id = r.private_id
 where k.private_id = $1::text
 for no key update of r`)
 
-	lockRootKeysOfParents = define(`
+	lockRootKeyOfParent = define(`
 select 1
 from {schema}{prefix}_root_key r
-where r.private_id in (select v.root_key_id from {schema}{prefix}_root_key_version v where v.private_id = any ($1::text[]))
-order by r.private_id
+where r.private_id = (select v.root_key_id from {schema}{prefix}_root_key_version v where v.private_id = $1::text)
 for no key update`)
 
 	// The foreign key of the head says this only at the end of the transaction, too.
@@ -319,6 +318,21 @@ from unnest($2::text[], $3::bytea[], $4::bytea[], $5::text[]) as n (private_id, 
 where v.private_id = n.private_id and v.key = n.old
     and exists (select 1 from {schema}{prefix}_installation where inst = $1::bytea)
 returning 1`)
+
+	// Of many scopes, those that somebody has locked are left out, and waited for are none: see UpdateAll.
+	rewrapFreeDataKeyVersions = define(`
+with free as materialized (
+    select p.private_id
+    from {schema}{prefix}_root_key_version p
+    join {schema}{prefix}_root_key r on r.private_id = p.root_key_id
+    where p.private_id = any ($6::text[])
+    for no key update of r skip locked)
+update {schema}{prefix}_data_key_version v set key = n.new, root_key_version_id = n.parent
+from unnest($2::text[], $3::bytea[], $4::bytea[], $5::text[]) as n (private_id, old, new, parent)
+join free on free.private_id = n.parent
+where v.private_id = n.private_id and v.key = n.old
+    and exists (select 1 from {schema}{prefix}_installation where inst = $1::bytea)
+returning 1`)
 )
 
 // rewrapRows are replacements in one table, by column, in which no version comes twice.
@@ -330,7 +344,7 @@ type rewrapRows struct {
 }
 
 // Rewrap implements [store.Queries]. It takes one round trip besides the commit, however many rows there are, if no
-// version comes twice.
+// version comes twice. If the new parents are several, it waits for no root key.
 func (q queries) Rewrap(ctx context.Context, inst [16]byte, rows []store.Rewrap, under *store.Lease) (int, error) {
 	type place struct {
 		kind  key.Kind
@@ -362,14 +376,16 @@ func (q queries) Rewrap(ctx context.Context, inst [16]byte, rows []store.Rewrap,
 		batch := w.held(under, errNotHeld)
 		for _, p := range order {
 			t := tables[p]
-			var parents any = t.parents
+			args := []any{inst[:], t.ids, t.olds, t.new, t.parents}
+			query := of(p.kind).rewrap
 			if p.kind == key.KEK {
-				parents = t.ikKIDs
+				args[4] = t.ikKIDs
+			} else if distinct := slices.Compact(slices.Sorted(slices.Values(t.parents))); len(distinct) > 1 {
+				query, args = rewrapFreeDataKeyVersions, append(args, distinct)
 			} else {
-				distinct := slices.Compact(slices.Sorted(slices.Values(t.parents)))
-				batch = append(batch, w.tables.statement(lockRootKeysOfParents, distinct)) // as update does
+				batch = append(batch, w.tables.statement(lockRootKeyOfParent, distinct[0])) // as update does
 			}
-			st := w.tables.statement(of(p.kind).rewrap, inst[:], t.ids, t.olds, t.new, parents)
+			st := w.tables.statement(query, args...)
 			st.done = func(rows int) error {
 				n += rows
 				return nil

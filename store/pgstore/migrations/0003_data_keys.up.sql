@@ -144,13 +144,16 @@ create unique index {prefix}_data_key_version_one_active on {schema}{prefix}_dat
 
 create index {prefix}_data_key_version_pending_idx on {schema}{prefix}_data_key_version (created, data_key_id) where state = 1;
 
+-- They are counted and not only looked for: a transaction at a stricter level than read committed goes on seeing a
+-- version that was destroyed after its snapshot, besides the new one of that number.
 create function {schema}{prefix}_data_key_version_dense() returns trigger language plpgsql {function_options}set enable_seqscan to 'off' as $$
 begin
     if exists (
         select 1
         from (select data_key_id, min(version) as lowest, max(version) as highest, count(*) as n from added group by data_key_id) a
         where a.n <> a.highest - a.lowest + 1
-            or a.highest <> (select max(v.version) from {schema}{prefix}_data_key_version v where v.data_key_id = a.data_key_id)
+            or a.n <> (
+                select count(*) from {schema}{prefix}_data_key_version v where v.data_key_id = a.data_key_id and v.version >= a.lowest)
             or a.lowest <> 1 + greatest(
                 (select coalesce(max(v.version), 0) from {schema}{prefix}_data_key_version v
                 where v.data_key_id = a.data_key_id and v.version < a.lowest),
