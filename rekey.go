@@ -45,9 +45,8 @@ type Rekeyed struct {
 // of keys, which is as large as a transaction of about 100 ms allows; [Config.Timeout] limits each step. It may be
 // stopped anywhere: the next call goes on. Scopes that are not as keyhold stored them, or that somebody has locked for
 // longer than [Config.Timeout], are left out; the error joins what is wrong with each, and the rekey is not over before
-// they are repaired, free or gone. Other errors: [ErrNoEscrow]; [ErrPin]
-// if more than one is configured when it begins; [ErrState] if a slot's root is not configured; those of
-// [Manager.AddRoot].
+// they are repaired, free or gone. Other errors: [ErrNoEscrow]; [ErrPin] if more than one is configured when it begins;
+// [ErrState] if a slot's root is not configured; those of [Manager.AddRoot].
 func (m *Manager) Rekey(ctx context.Context, escrow EscrowFunc) (Rekeyed, error) {
 	if escrow == nil {
 		return Rekeyed{}, ErrNoEscrow
