@@ -36,7 +36,7 @@ PACKAGES   := ./... $(patsubst %,./%/...,$(filter-out .,$(MODULES)))
 
 .PHONY: test
 test: ## Run the tests of all modules
-	$(GO) test $(EVERYTHING) $(PACKAGES)
+	$(GO) test -timeout 20m $(EVERYTHING) $(PACKAGES)
 
 # How often make endure has each race and each failover run. From 50 on, the tests of fleets use their full figures.
 REPEAT ?= 100

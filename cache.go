@@ -251,16 +251,9 @@ func (c *cache) wanted() (all []*budget) {
 // dropIdle drops the opened keys that nobody has used since it was called last.
 func (c *cache) dropIdle() {
 	c.mu.Lock()
-	c.parents.idle()
-	var keys []*seal.MessageKey
-	for _, o := range c.opened.idle() {
-		o.raw.Clear()
-		if o.messages != nil {
-			keys = append(keys, o.messages)
-		}
-	}
+	dropped := append(c.parents.idle(), c.opened.idle()...)
 	c.mu.Unlock()
-	seal.CloseAll(keys)
+	closeKeys(dropped)
 }
 
 // toRefresh is at most so many of the kept keys that are to be read again before somebody has to wait for that, the
@@ -396,7 +389,7 @@ func (c *cache) openedOf(kind key.Kind) *lru[key.KID, openedKey] {
 	return &c.opened
 }
 
-// find returns the opened version of a row, if that is as it was then.
+// find returns the opened version of a row, if that is as it was then; to be released.
 func (c *cache) find(kind key.Kind, is openedRow) (opened, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -405,29 +398,34 @@ func (c *cache) find(kind key.Kind, is openedRow) (opened, bool) {
 
 func (c *cache) findLocked(kind key.Kind, is openedRow) (opened, bool) {
 	o, ok := c.openedOf(kind).get(is.kid)
-	return opened{openedKey: o, kept: true}, ok && o.openedRow == is
+	if !ok || o.openedRow != is {
+		return opened{}, false
+	}
+	return o.handOut(), true
 }
 
-// keep stores an opened version and returns what is stored now. Of a key that is there already, under the row that it
-// had before it was rewrapped or from another goroutine, the sealing state stays: what has the same kid is the same
-// key.
+// keep takes over an opened version, and returns what is stored now, to be released. Of a key that is there already,
+// under the row that it had before it was rewrapped or from another goroutine, the sealing state stays, and the new one
+// is closed: what has the same kid is the same key.
 func (c *cache) keep(kind key.Kind, o openedKey) opened {
+	stored, spare := c.store(kind, o)
+	spare.close() // which may take a while, and others wait for the lock
+	return stored
+}
+
+// store is keep, and returns what is to be closed.
+func (c *cache) store(kind key.Kind, o openedKey) (stored opened, spare openedKey) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	kept := c.openedOf(kind)
 	if first, ok := kept.get(o.kid); ok {
-		if o.raw != first.raw {
-			o.raw.Clear()
-		}
+		spare = o
 		o.parent, o.messages, o.raw = first.parent, first.messages, first.raw
+		kept.put(o)
+	} else {
+		spare, _ = kept.put(o)
 	}
-	if dropped, ok := kept.put(o); ok {
-		dropped.raw.Clear()
-		if dropped.messages != nil {
-			dropped.messages.Close()
-		}
-	}
-	return opened{openedKey: o, kept: true}
+	return o.handOut(), spare
 }
 
 // sequence returns the highest sequence number that was seen of a key, 0 if none.
@@ -478,14 +476,14 @@ func (c *cache) ages(now instant) map[key.Purpose]time.Duration {
 // clear drops everything, and closes the keys.
 func (c *cache) clear() {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	var keys []*seal.MessageKey
-	for _, o := range c.opened.all() {
-		o.raw.Clear()
-		if o.messages != nil {
-			keys = append(keys, o.messages)
-		}
+	var dropped []openedKey
+	for _, o := range c.parents.all() {
+		dropped = append(dropped, o)
 	}
-	seal.CloseAll(keys)
+	for _, o := range c.opened.all() {
+		dropped = append(dropped, o)
+	}
 	c.empty()
+	c.mu.Unlock()
+	closeKeys(dropped)
 }

@@ -174,6 +174,7 @@ func (m *Manager) importedFamily(now int64, scope key.Scope, keys []ImportedKey)
 	if err != nil {
 		return nil, err
 	}
+	defer parent.Close()
 	all := []store.Key{root}
 	for _, k := range keys[1:] {
 		data := store.Key{ID: k.ID, Kind: key.DEK, RootKeyID: root.ID, Purpose: k.Purpose}

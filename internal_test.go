@@ -313,12 +313,13 @@ func TestCache(t *testing.T) {
 	if !has(row('d', 1)) || has(row('d')) {
 		t.Error("the new row is not there, or the old one is")
 	}
-	if keep(row('e'), second) != second {
+	third := innerMessages(t)
+	if keep(row('e'), third) != third {
 		t.Error("another key has the sealing state of the first")
 	}
 
 	c.clear()
-	if _, err := second.Seal(nil, nil, &envelope.Parts{}, 0); err == nil {
+	if _, err := third.Seal(nil, nil, &envelope.Parts{}, 0); err == nil {
 		t.Error("a key that was dropped seals")
 	}
 }

@@ -308,6 +308,7 @@ func (r reader) rawRow(fam *named, ref Ref, policy store.Manifest, first *seal.K
 	if err != nil {
 		return store.Key{}, err
 	}
+	defer parent.Close()
 	v, err := newVersion(first, parent, head.ID, fam.name.Last+1, fam.Now)
 	if err != nil {
 		return store.Key{}, err

@@ -108,7 +108,7 @@ func (c *cache) openOnce(kind key.Kind, is openedRow, do func() (opened, error))
 	}
 	c.mu.Unlock()
 	<-under.done
-	if errors.Is(under.err, errNotOpened) {
+	if p := under.key.parent; errors.Is(under.err, errNotOpened) || p != nil && !p.Use() { // it is dropped by now
 		return do()
 	}
 	return under.key, under.err

@@ -75,6 +75,29 @@ type openedKey struct {
 
 func (o openedKey) key() key.KID { return o.kid }
 
+func (o openedKey) close() { closeKeys([]openedKey{o}) }
+
+// closeKeys closes many at little more than the cost of one.
+func closeKeys(all []openedKey) {
+	var messages []*seal.MessageKey
+	for _, o := range all {
+		o.parent.Close()
+		o.raw.Clear()
+		if o.messages != nil {
+			messages = append(messages, o.messages)
+		}
+	}
+	seal.CloseAll(messages)
+}
+
+// handOut is o, which the cache has, for one user more.
+func (o openedKey) handOut() opened {
+	if o.parent != nil {
+		o.parent.Use() // the cache has not closed it
+	}
+	return opened{openedKey: o, kept: true}
+}
+
 // opened is an openedKey as it is handed out.
 type opened struct {
 	openedKey
@@ -110,18 +133,17 @@ func appendRow(b []byte, v *store.Version) []byte {
 	return binary.AppendVarint(b, v.Created)
 }
 
-// release closes what open returned, unless it is in the cache, where others use it too.
+// release closes what open returned, unless it is in the cache, where others use it too. That closes the keys of data
+// it has when it drops them; a parent goes on for those who have not released it.
 func (o *opened) release() {
 	if o.kept {
+		o.parent.Close()
 		return
 	}
-	o.raw.Clear()
-	if o.messages != nil {
-		o.messages.Close()
-	}
+	o.close()
 }
 
-// parent returns a root key version that may wrap and unwrap others.
+// parent returns a root key version that may wrap and unwrap others; to be closed.
 func (r reader) parent(fam *store.Family, id key.ID) (*seal.Parent, error) {
 	if err := usableParent(fam, id); err != nil {
 		return nil, err
@@ -149,7 +171,7 @@ func parentRow(fam *store.Family, id key.ID) (*store.Version, error) {
 	return v, nil
 }
 
-// anyParent returns a root key version whatever its state.
+// anyParent returns a root key version whatever its state; to be closed.
 func (r reader) anyParent(fam *store.Family, id key.ID) (*seal.Parent, error) {
 	v, err := parentRow(fam, id)
 	if err != nil {
@@ -160,6 +182,7 @@ func (r reader) anyParent(fam *store.Family, id key.ID) (*seal.Parent, error) {
 		return nil, err
 	}
 	if o.parent == nil {
+		o.release()
 		return nil, tampered(&fam.Root, fmt.Sprintf("version %s, which wraps a data key, is of alg %v", id, v.Alg))
 	}
 	return o.parent, nil
@@ -194,16 +217,17 @@ func (r reader) unwrap(fam *store.Family, k *store.Key, v *store.Version) (*seal
 	if err != nil {
 		return nil, err
 	}
+	defer parent.Close()
 	return r.unwrapUnder(parent, fam, k, v)
 }
 
-// parentOf returns what wraps a version, whatever its state.
+// parentOf returns what wraps a version, whatever its state; to be closed.
 func (r reader) parentOf(fam *store.Family, k *store.Key, v *store.Version) (*seal.Parent, error) {
 	if k.Kind == key.DEK {
 		return r.anyParent(fam, v.Parent)
 	}
 	parent, ok := r.m.ring.parentOf(v.IKKID)
-	if !ok {
+	if !ok || !parent.Use() {
 		return nil, tampered(k, fmt.Sprintf("version %d is wrapped under another installation key", v.Number))
 	}
 	return parent, nil

@@ -1,7 +1,6 @@
 package keyhold
 
 import (
-	"bytes"
 	"encoding/binary"
 
 	"keyhold.example/keyhold/key"
@@ -17,9 +16,12 @@ type packed string
 // pack puts a family of one data key into one piece.
 func pack(fam *store.Family) packed {
 	root, data := &fam.Root, &fam.Data[0]
-	p := packer{b: make([]byte, 0, 1024)}
+	const ofVersion = 192 // usually less
+	size := 512 + (len(root.Versions)+len(data.Versions))*ofVersion
+	p := packer{b: make([]byte, 0, size), at: make(map[string]int, 16)}
 	for _, s := range []string{string(root.ID), string(data.ID), string(root.Scope), string(data.Purpose)} {
 		p.number(uint64(len(s)))
+		p.at[s] = len(p.b)
 		p.b = append(p.b, s...)
 	}
 	for _, n := range []uint64{fam.Epoch, root.Seq, data.Seq} {
@@ -117,31 +119,39 @@ func (p packed) family() store.Family {
 	return fam
 }
 
-type packer struct{ b []byte }
+type packer struct {
+	b  []byte
+	at map[string]int // where the texts are that may come again
+}
 
 func (p *packer) number(n uint64) { p.b = binary.AppendUvarint(p.b, n) }
 func (p *packer) signed(n int64)  { p.b = binary.AppendVarint(p.b, n) }
 
 // text appends a length, which is odd if the text is further in front already, and the text, or where that is.
-func (p *packer) text(s []byte) {
+func (p *packer) text(s string) {
 	const worthIt = 4
-	n := uint64(len(s))
-	if at := bytes.Index(p.b, s); at >= 0 && n >= worthIt {
-		p.number(n<<1 | 1)
+	if at, ok := p.at[s]; ok && len(s) >= worthIt {
+		p.number(uint64(len(s))<<1 | 1)
 		p.number(uint64(at))
 		return
 	}
-	p.number(n << 1)
+	packOnce(p, s)
+	p.at[s] = len(p.b) - len(s)
+}
+
+// packOnce is text for what comes once, of which there may be thousands.
+func packOnce[T ~string | ~[]byte](p *packer, s T) {
+	p.number(uint64(len(s)) << 1)
 	p.b = append(p.b, s...)
 }
 
 // key appends what was not appended before.
 func (p *packer) key(k *store.Key) {
 	for _, s := range []string{string(k.ID), string(k.Kind), string(k.Scope), string(k.RootKeyID), string(k.Purpose), k.Generator} {
-		p.text([]byte(s))
+		p.text(s)
 	}
-	p.text(k.IKKID)
-	p.text(k.MAC)
+	p.text(string(k.IKKID))
+	packOnce(p, k.MAC)
 	for _, n := range []uint64{uint64(k.Head), k.RotateEvery, k.MaxMessages} {
 		p.number(n)
 	}
@@ -149,11 +159,15 @@ func (p *packer) key(k *store.Key) {
 	p.number(uint64(len(k.Versions)))
 	for i := range k.Versions {
 		v := &k.Versions[i]
-		p.text([]byte(v.ID))
-		p.text([]byte(v.Parent))
-		for _, b := range [][]byte{v.Commit, v.Blob, v.IKKID} {
-			p.text(b)
+		if k.Kind == key.KEK { // it may be a parent
+			p.text(string(v.ID))
+		} else {
+			packOnce(p, v.ID)
 		}
+		p.text(string(v.Parent))
+		packOnce(p, v.Commit)
+		packOnce(p, v.Blob)
+		p.text(string(v.IKKID))
 		for _, n := range []uint64{uint64(v.Number), uint64(v.State), uint64(v.Alg)} {
 			p.number(n)
 		}
@@ -163,8 +177,8 @@ func (p *packer) key(k *store.Key) {
 	p.number(uint64(len(k.Tombstones)))
 	for i := range k.Tombstones {
 		t := &k.Tombstones[i]
-		p.text([]byte(t.ID))
-		p.text(t.Commit)
+		packOnce(p, t.ID)
+		packOnce(p, t.Commit)
 		p.number(uint64(t.Number))
 		p.number(uint64(t.Alg))
 		p.signed(t.Destroyed)

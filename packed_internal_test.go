@@ -1,8 +1,11 @@
 package keyhold
 
 import (
+	"bytes"
+	"fmt"
 	"reflect"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -91,5 +94,63 @@ func TestWhatIsUnpackedIsTheCallers(t *testing.T) {
 	first.Data[0].Versions[0].Blob[0] = 9
 	if got := p.family(); !reflect.DeepEqual(got, fam) {
 		t.Errorf("%+v became %+v", fam, got)
+	}
+}
+
+// withVersions is a family whose data key has n versions, all of one root key version.
+func withVersions(n int) *store.Family {
+	text := func(of string, length int) []byte { return bytes.Repeat(markOfText(of), 1+length/16)[:length] }
+	kid := func(of string) key.KID { return key.KID(text(of, 16)) }
+	root, parent := key.NewID(key.PrefixRootKey, kid("root")), key.VersionID(key.KEK, kid("parent"))
+	fam := &store.Family{
+		Root: store.Key{ID: root, Kind: key.KEK, Scope: "scope", Versions: []store.Version{
+			{ID: parent, Commit: text("parent", 32), Blob: text("wrapped", 74), IKKID: text("ik", 16), Number: 1},
+		}},
+		Data: []store.Key{{ID: key.NewID(key.PrefixDataKey, kid("data")), Kind: key.DEK, Scope: "scope", RootKeyID: root}},
+	}
+	for i := range n {
+		commit := text(fmt.Sprint("data", i), 32)
+		fam.Data[0].Versions = append(fam.Data[0].Versions, store.Version{
+			ID: key.VersionID(key.DEK, key.KID(commit)), Parent: parent, Commit: commit,
+			Blob: text(fmt.Sprint("blob", i), 74), Number: key.Version(i + 1),
+		})
+	}
+	return fam
+}
+
+func markOfText(s string) []byte {
+	m := markOf(key.ID(s))
+	return m[:]
+}
+
+// A version more takes as long to pack, and as much room, however many there are.
+func TestPackingTakesAsLongForEachVersion(t *testing.T) {
+	few, many := withVersions(300), withVersions(3000)
+	if one, all := len(pack(few))-len(pack(withVersions(0))), len(pack(many)); all > 11*one {
+		t.Errorf("3000 versions take %d bytes, and 300 take %d", all, one)
+	}
+	took := func(fam *store.Family) time.Duration {
+		least := time.Hour
+		for range 5 {
+			began := time.Now()
+			pack(fam)
+			least = min(least, time.Since(began))
+		}
+		return least
+	}
+	if one, all := took(few), took(many); all > 40*one && all > 20*time.Millisecond {
+		t.Errorf("3000 versions take %v, and 300 take %v", all, one)
+	}
+}
+
+func BenchmarkPack(b *testing.B) {
+	for _, n := range []int{1, 10, 3000} {
+		fam := withVersions(n)
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				pack(fam)
+			}
+		})
 	}
 }

@@ -106,6 +106,7 @@ func (r reader) importedRaw(fam *named, ref Ref, policy store.Manifest, versions
 	if err != nil {
 		return store.Key{}, err
 	}
+	defer parent.Close()
 	k := store.Key{ID: id, Kind: key.DEK, RootKeyID: fam.Root.ID, Purpose: ref.Purpose, Manifest: policy}
 	next := key.Version(1)
 	for _, v := range versions {

@@ -230,6 +230,7 @@ func (r reader) missingKey(ctx context.Context, read store.Family, p purposeOf) 
 	if err != nil {
 		return nil, err
 	}
+	defer parent.Close()
 	data, err := r.m.newDataKey(&fam.Root, head.ID, parent, p, fam.Now)
 	return &data, err
 }

@@ -75,6 +75,7 @@ func (r reader) rewrapped(fam *store.Family) ([]store.Rewrap, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer target.Close()
 	var rows []store.Rewrap
 	var broken []error
 	for i := range fam.Data {

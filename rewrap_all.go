@@ -163,17 +163,13 @@ func (w *rewraps) replace(ctx context.Context, scopes []rewrapOf) error {
 	}
 	for i := range scopes {
 		n, err := w.one(ctx, &scopes[i])
-		away := false
-		if errors.Is(err, store.ErrUnavailable) {
-			away = !w.m.reachable(ctx)
-			err = fmt.Errorf("rewrap scope %q: %w", scopes[i].scope, err)
+		if errors.Is(err, store.ErrUnavailable) && ctx.Err() == nil && !w.m.reachable(ctx) {
+			w.tell(scopes[i].scope, n, nil)
+			return err
 		}
 		w.tell(scopes[i].scope, n, err)
 		if ctx.Err() != nil {
 			return store.ContextError(ctx)
-		}
-		if away {
-			return err
 		}
 	}
 	return nil
@@ -191,7 +187,7 @@ func (w *rewraps) one(ctx context.Context, s *rewrapOf) (n int, err error) {
 		return err
 	})
 	if err != nil {
-		return n, err
+		return n, fmt.Errorf("rewrap scope %q: %w", s.scope, err)
 	}
 	more, err := r.rewrap(ctx, s.scope)
 	return n + more, err

@@ -237,6 +237,7 @@ func (r reader) adding(fam *store.Family, k *store.Key, next *seal.Key) (keyChan
 		if parent, err = r.parent(fam, rootHead.ID); err != nil {
 			return keyChange{}, err
 		}
+		defer parent.Close()
 		parentID = rootHead.ID
 	}
 	v, err := newVersion(next, parent, parentID, n, fam.Now)

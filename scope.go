@@ -143,6 +143,7 @@ func (m *Manager) newFamily(now int64, scope key.Scope) ([]store.Key, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer parent.Close()
 	root := store.Key{ID: id, Kind: key.KEK, Scope: scope}
 	if err := m.firstVersion(&root, kek, m.ring.parent(), "", now, m.rootPolicy); err != nil {
 		return nil, err
@@ -187,6 +188,7 @@ func (r reader) missingKeys(ctx context.Context, fam *family) ([]store.Key, erro
 		} else {
 			data, err = r.m.newDataKey(&fam.Root, head.ID, parent, p, fam.Now)
 		}
+		parent.Close()
 		if err != nil {
 			return nil, err
 		}

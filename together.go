@@ -157,7 +157,9 @@ func (s *sweep) planOne(ctx context.Context, r reader, d *rotating, read *store.
 			first = false
 			return *read, nil
 		}
-		return r.q.Key(ctx, d.ref)
+		again, err := r.q.Key(ctx, d.ref)
+		d.begun = s.m.epochs.begun.Load()
+		return again, err
 	})
 	checked, err = keyIn(checked, d.ref, err)
 	fam, k, err := r.rotatable(ctx, checked, d.ref, err)

@@ -4,6 +4,7 @@ import (
 	"crypto/subtle"
 	"fmt"
 	"slices"
+	"sync/atomic"
 
 	"keyhold.example/keyhold/envelope"
 	"keyhold.example/keyhold/internal/secret"
@@ -11,12 +12,14 @@ import (
 )
 
 // Parent wraps keys and unwraps them again (section 4): the installation key root keys, a root key version the data
-// keys of the same root key. It is safe for concurrent use, and works on after the key that it came from is closed.
+// keys of the same root key. It is safe for concurrent use, and works on after the key that it came from is closed. Who
+// made it uses it, and whoever else [Parent.Use] said true to; it is gone when each of them has closed it.
 type Parent struct {
 	opaque
-	id   Identity
-	kid  key.KID
-	xaes *XAES
+	id    Identity
+	kid   key.KID
+	xaes  *XAES
+	users atomic.Int64
 }
 
 // Parent returns k as a parent of data keys. If k is not a root key version, or was imported, the error is a
@@ -31,8 +34,31 @@ func (k *Key) Parent() (*Parent, error) {
 func newParent(id Identity, kid key.KID, material []byte) *Parent {
 	wrapKey := expand(material, envelope.Tuple("kh1/wrap-key"))
 	defer clear(wrapKey)
-	return &Parent{id: id, kid: kid, xaes: newXAES(wrapKey)}
+	p := &Parent{id: id, kid: kid, xaes: newXAES(wrapKey)}
+	p.users.Store(1)
+	return p
 }
+
+// Use says whether p is there for one user more, who is to close it. It is not if all the others have closed it.
+func (p *Parent) Use() bool {
+	for {
+		n := p.users.Load()
+		if n == 0 || p.users.CompareAndSwap(n, n+1) {
+			return n > 0
+		}
+	}
+}
+
+// Close says that one of the users, who calls it once, needs p no longer. The last of them overwrites the key. A nil p
+// has none.
+func (p *Parent) Close() {
+	if p != nil && p.users.Add(-1) == 0 {
+		p.xaes.key.Clear()
+	}
+}
+
+// Closed says whether the key is overwritten: then wrapping is [ErrClosed], and nothing opens.
+func (p *Parent) Closed() bool { return p.xaes.key.Cleared() }
 
 // KID returns the kid of the parent, which what it wraps is bound to.
 func (p *Parent) KID() key.KID { return p.kid }
@@ -62,7 +88,7 @@ func (p *Parent) aad(id Identity, version key.Version, created int64, commit [32
 // time that is out of range, is a [*key.InvalidError].
 func (p *Parent) Wrap(k *Key, version key.Version, created int64) ([]byte, error) {
 	switch {
-	case k.material.Len() == 0:
+	case k.material.Len() == 0, p.Closed():
 		return nil, ErrClosed
 	case !p.wraps(k.id):
 		return nil, key.Invalid("parent", key.Base32(p.kid[:]), fmt.Sprintf("key version %s does not belong under it", k.ID()))

@@ -183,3 +183,27 @@ func TestNextMACBindsThePin(t *testing.T) {
 		t.Error("another pin has the same MAC")
 	}
 }
+
+// A parent is there until all that use it have closed it, and never again.
+func TestAParentIsClosedByTheLastWhoUsesIt(t *testing.T) {
+	kek, _ := newTestRootKey(t)
+	parent, k := mustParent(t, kek), newTestKey(t, key.Message)
+	if !parent.Use() {
+		t.Fatal("it is not to be used")
+	}
+	parent.Close()
+	blob, err := parent.Wrap(k, 1, 1)
+	if err != nil || parent.Closed() {
+		t.Fatalf("one of two has closed it: %v, closed: %v", err, parent.Closed())
+	}
+	parent.Close()
+	if !parent.Closed() || parent.Use() {
+		t.Error("nobody uses it any more, and it is not closed")
+	}
+	if _, err := parent.Wrap(k, 1, 1); !errors.Is(err, ErrClosed) {
+		t.Errorf("wrapping is %v, want ErrClosed", err)
+	}
+	if _, err := parent.Unwrap(k.Identity(), 1, 1, k.Commit(), blob); !errors.Is(err, ErrOpen) {
+		t.Errorf("unwrapping is %v, want ErrOpen", err)
+	}
+}

@@ -121,7 +121,7 @@ func (x *XAES) Seal(dst, plaintext, aad []byte) []byte {
 	defer w.release()
 	aead, err := x.aead(&w.derivation, &prefix)
 	if err != nil {
-		panic(err) // only that of a MessageKey is ever closed
+		panic(err) // its user has closed it
 	}
 	return aead.Seal(append(dst, prefix[:]...), nil, plaintext, aad)
 }

@@ -1,10 +1,11 @@
 package cli
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"io"
+	"maps"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -54,16 +55,32 @@ With --all, a scope whose keys are not as keyhold stored them is left out, and t
 	return c
 }
 
-// rewrapAll rewraps all scopes, and then shows what was done for each, in their order.
+// rewrapAll rewraps all scopes, and then shows what was done for each, in their order. If it ended before that, or
+// something else is wrong with one than that it is not as keyhold stored it, it shows those of which something was
+// done: of the others it is not known whether there is anything to do.
 func rewrapAll(ctx context.Context, s *session, show func(scope key.Scope, n int, err error) error) error {
 	type result struct {
 		n   int
 		err error
 	}
 	results := map[key.Scope]result{}
-	_, err := s.RewrapAll(ctx, func(scope key.Scope, n int, err error) { results[scope] = result{n, err} })
-	shown := eachScope(s.Scopes(context.WithoutCancel(ctx)), func(scope key.Scope) error {
-		return show(scope, results[scope].n, results[scope].err)
+	told := true
+	_, err := s.RewrapAll(ctx, func(scope key.Scope, n int, err error) {
+		results[scope] = result{n, err}
+		integrity := (*keyhold.IntegrityError)(nil)
+		told = told && (err == nil || errors.As(err, &integrity))
 	})
-	return cmp.Or(shown, err)
+	if told && !errors.Is(err, keyhold.ErrUnavailable) && !errors.Is(err, keyhold.ErrClosed) && ctx.Err() == nil {
+		return eachScope(s.Scopes(ctx), func(scope key.Scope) error {
+			return show(scope, results[scope].n, results[scope].err)
+		})
+	}
+	for _, scope := range slices.Sorted(maps.Keys(results)) {
+		if n := results[scope].n; n > 0 {
+			if err := show(scope, n, nil); err != nil {
+				return err
+			}
+		}
+	}
+	return onlyScopes(err)
 }

@@ -313,6 +313,32 @@ func TestALockThatSomebodyHoldsIsWaitedForAsLongAsTimeoutSays(t *testing.T) {
 	}
 }
 
+// Of a rewrap that did not get to the end, only what was done is shown: the scope that is locked is named, and c, which
+// may lack something or not, is not said to lack nothing.
+func TestARewrapThatALockHoldsUpShowsWhatItDid(t *testing.T) {
+	dsn := keyholdtest.Postgres(t)
+	flags := []string{"--db", dsn, "--root", "file:" + newRoot(t)}
+	for _, command := range []string{
+		"init", "scope create a --purpose p", "scope create b --purpose p", "scope create c --purpose p", "key rotate a", "key rotate b",
+	} {
+		if code, _, stderr := run(t, nil, append(strings.Fields(command), flags...)...); code != exitDone {
+			t.Fatal(stderr)
+		}
+	}
+	conn, err := pgx.Connect(t.Context(), dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(t.Context())) }()
+	if _, err := conn.Exec(t.Context(), "begin; select 1 from kms_root_key where scope_id = 'b' for update"); err != nil {
+		t.Fatal(err)
+	}
+	code, stdout, stderr := run(t, nil, append([]string{"key", "rewrap", "--all", "--timeout", "5s", "--json"}, flags...)...)
+	if code != exitFailed || stdout != "[\n{\"scope\":\"a\",\"rewrapped\":1}\n]\n" || !strings.Contains(stderr, "no answer within 5s") {
+		t.Errorf("exit code %d, %q, %q", code, stdout, stderr)
+	}
+}
+
 func TestATypeOfScopesThatNobodyGaveIsFoundAndNoConnectionIsLeft(t *testing.T) {
 	dsn := keyholdtest.Postgres(t)
 	if code, _, stderr := run(t, nil, "migrate", "up", "--db", dsn, "--scope-type", "uuid"); code != exitDone {
