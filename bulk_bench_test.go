@@ -171,6 +171,7 @@ func newRewrapping(b *testing.B, n int) *rewrapping {
 		})
 	}
 	rotating.Wait()
+	w.exec(b, "analyze") // which the server does by itself, within a minute or so
 	for _, scope := range scopes {
 		w.refs = append(w.refs, key.Ref{Scope: scope, Purpose: "p0"})
 	}

@@ -43,7 +43,10 @@ func TestPaceFindsTheSizeOfATransaction(t *testing.T) {
 		t.Errorf("after a slow one of 300: %d, want %d still", p.next(), paceFirst)
 	}
 	for _, c := range []struct{ now, rows, next int }{
-		{paceFirst, paceFirst, paceFirst}, {paceLeast, paceMost, paceLeast}, {2000, 2000, 1000}, {2000, 10, paceLeast},
+		{paceFirst, paceFirst, paceFirst},
+		{paceLeast, paceMost, paceLeast},
+		{2000, 2000, 1000},
+		{2000, 10, paceLeast},
 		{300, 300, paceLeast},
 	} {
 		p := pace{rows: c.now}
