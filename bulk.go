@@ -38,8 +38,8 @@ func (p *pace) next() int {
 }
 
 // took says how long it took to write so many rows. What cut gives is more than half of what it may be, as long as
-// there are more items. Of a batch that was smaller, only that it took too long says something, and it never makes the
-// next one greater.
+// there are more items. Of a batch that was smaller, only that it took too long says something, and it never makes
+// the next one greater.
 func (p *pace) took(rows int, d time.Duration) {
 	switch now := p.next(); {
 	case d > paceTarget:

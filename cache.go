@@ -280,8 +280,8 @@ func (c *cache) toRefresh(now *reading, clock instant, after time.Duration, back
 	return refs
 }
 
-// allSnapshots is what is kept of all keys, the most recently used first, to be looked at without the lock: there may be
-// many, and others wait for it.
+// allSnapshots is what is kept of all keys, the most recently used first, to be looked at without the lock: there may
+// be many, and others wait for it.
 func (c *cache) allSnapshots() []*snapshot {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -208,18 +207,13 @@ func (w *warming) missing(scopes []key.Scope, read []store.Family) {
 	}
 }
 
-// each calls f with 0 to n-1, on all processors.
+// each calls f with 0 to n-1, on all processors, until it goes no further.
 func (w *warming) each(n int, f func(int)) {
-	var next atomic.Int64
-	var workers sync.WaitGroup
-	for range min(n, runtime.GOMAXPROCS(0)) {
-		workers.Go(func() {
-			for i := int(next.Add(1)) - 1; i < n && w.end() == nil; i = int(next.Add(1)) - 1 {
-				f(i)
-			}
-		})
-	}
-	workers.Wait()
+	inParallel(n, func(i int) {
+		if w.end() == nil {
+			f(i)
+		}
+	})
 }
 
 // scope checks what was read of a scope, keeps it, and opens what seals.

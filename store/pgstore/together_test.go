@@ -10,8 +10,9 @@ import (
 	"keyhold.example/keyhold/store/storetest"
 )
 
-// While keys of many scopes are rewrapped or rekeyed, no scope is waited for that the application is about to delete, or
-// has locked: what is to be done with the others is, and that one is left out. By itself it is waited for, as before.
+// While keys of many scopes are rewrapped or rekeyed, no scope is waited for that the application is about to delete,
+// or has locked: what is to be done with the others is, and that one is left out. By itself it is waited for, as
+// before.
 func TestManyScopesAreRewrappedAndRekeyedWithoutWaiting(t *testing.T) {
 	type made struct {
 		s    *Store
