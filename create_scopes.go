@@ -167,7 +167,7 @@ func (c *creation) store(ctx context.Context, scopes []madeScope, reads bool) er
 			}
 		}
 		return nil
-	case ctx.Err() != nil:
+	case ctx.Err() != nil, errors.Is(err, ErrClosed):
 		return err
 	case errors.Is(err, store.ErrUnavailable):
 		return c.apart(ctx, scopes, err)
@@ -258,7 +258,7 @@ func (c *creation) one(ctx context.Context, s *madeScope) error {
 	}
 	switch {
 	case err == nil:
-	case ctx.Err() != nil, errors.Is(err, store.ErrUnavailable) && !c.m.reachable(ctx):
+	case ctx.Err() != nil, errors.Is(err, ErrClosed), errors.Is(err, store.ErrUnavailable) && !c.m.reachable(ctx):
 		return err
 	default:
 		c.broken = append(c.broken, err)

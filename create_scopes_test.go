@@ -127,3 +127,25 @@ func TestRaceCreateScopes(t *testing.T) {
 		}
 	})
 }
+
+// A Manager that is closed meanwhile ends it, and says so once.
+func TestCreateScopesEndsOnceWhenClosed(t *testing.T) {
+	each(t, func(t *testing.T, w world) {
+		faulty := faultstore.New(w.store)
+		m := newManager(t, faulty, w.root)
+		var once sync.Once
+		closing := make(chan struct{})
+		faulty.Hook(func(call string) {
+			if call == "Create" {
+				once.Do(func() {
+					go func() { _ = m.Close(); close(closing) }()
+				})
+			}
+		})
+		_, err := m.CreateScopes(t.Context(), scopesNamed("s", 2000))
+		<-closing
+		if err == nil || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%v; want one error", err)
+		}
+	})
+}
