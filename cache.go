@@ -185,6 +185,7 @@ func (c *cache) compareLocked(ref key.Ref, read *family) {
 	if kept, ok := c.snapshots.get(ref); ok && (read.older || kept.hasMore(read)) {
 		c.lost.put(kept)
 		c.drops.Add(1)
+		c.snapshots.put(kept.toCompare())
 		c.forgetDurable() // the database did lose something
 		signal(c.work)
 	}

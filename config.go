@@ -114,8 +114,8 @@ type Config struct {
 
 	// CacheKeys is how many data keys, and as many versions, are kept ready at most. Zero is 32,768. One more has the
 	// one that was not used for longest read again. A key that has sealed takes at most 2 KiB, of which 1 KiB is for
-	// its one version, and about 1 KiB more where its policy limits its messages: of 32,768 all together 64 MiB, or
-	// 100.
+	// its one version, 0.4 KiB more where each key was first used in another minute, and about 1 KiB more where its
+	// policy limits its messages.
 	CacheKeys int
 
 	// CacheFor is for how long a key is used before it is read again though nothing says that it has changed, while the

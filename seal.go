@@ -16,7 +16,8 @@ import (
 // bytes longer than the plaintext. It belongs to the caller; plaintext may be nil, and is not kept.
 //
 // It takes no round trip where the key was used before, one where it was not, and one besides for all calls within 5 s;
-// see [Config.Strict]. Where the key is in use it waits for nobody, and allocates the result alone.
+// see [Config.Strict]. Where the key is in use it takes no lock, but a short one after an answer of the database, and
+// allocates the result alone.
 //
 // Errors: [ErrNotFound] for an unknown scope or purpose; [ErrPurpose]; [ErrTooLarge]; [*InvalidError] for a malformed
 // name; [ErrUsedUp] if the key's policy limits its messages, and there are none left; [ErrRolledBack];

@@ -131,6 +131,9 @@ func TestSealAndOpenInPlace(t *testing.T) {
 				if n > 0 && &got[0] != &sealed[0] {
 					t.Errorf("%s of %d bytes: not opened in place", f.name, n)
 				}
+				if rest := sealed[n:]; !bytes.Equal(rest, make([]byte, len(rest))) {
+					t.Errorf("%s of %d bytes: after the plaintext %x is left", f.name, n, rest)
+				}
 			}
 		}
 	}
