@@ -29,8 +29,8 @@ func (m *Manager) Open(ctx context.Context, ref key.Ref, ciphertext []byte, aad 
 
 // AppendOpen is [Manager.Open] that appends to dst, and returns the longer slice: with room for the plaintext in dst it
 // allocates nothing where the version is in use. ciphertext and the capacity of dst must overlap exactly
-// (ciphertext[:0] as dst) or not at all; what follows the plaintext in the ciphertext's place is zeros then, and of what
-// is overwritten nothing is left if it does not open. After an error the result is nil, and what dst had is as it was.
+// (ciphertext[:0] as dst) or not at all; zeros follow the plaintext in the place of the ciphertext then, and of what is
+// overwritten nothing is left if it does not open. After an error the result is nil, and what dst had is as it was.
 func (m *Manager) AppendOpen(ctx context.Context, dst []byte, ref key.Ref, ciphertext []byte, aad AAD) ([]byte, error) {
 	msg, err := attached(ciphertext)
 	if err != nil {

@@ -24,8 +24,8 @@ type MessageKey struct {
 	cached  atomic.Bool                 // whether the cache of subkeys may have some of it
 }
 
-// Messages returns k as a key of messages. If k is an installation key, or not of algorithm [key.Message], the error is a
-// [*key.InvalidError]. It derives a key, so it is worth keeping.
+// Messages returns k as a key of messages. If k is an installation key, or not of algorithm [key.Message], the error is
+// a [*key.InvalidError]. It derives a key, so it is worth keeping.
 func (k *Key) Messages() (*MessageKey, error) {
 	if k.id.Kind == key.IK || k.id.Alg != key.Message {
 		return nil, key.Invalid("algorithm", k.id.Alg.String(), "only keys for messages seal messages")
@@ -120,9 +120,10 @@ func (m *MessageKey) seal(dst, plaintext []byte, c *envelope.Parts, at time.Dura
 
 // Open appends the plaintext of a message in the attached form to dst, and returns the longer slice. ciphertext and the
 // capacity of dst must overlap exactly (ciphertext[:0] as dst) or not at all; of what is overwritten then, nothing is
-// left if it does not open, and zeros follow the plaintext if it does. A message that names another key, is in the other form, or is too long is refused like a
-// changed one, with [ErrOpen]; a closed key is [ErrClosed], and dst and ciphertext are as they were. It allocates
-// nothing if dst has room for the plaintext and the prefix is that of messages sealed here or opened before.
+// left if it does not open, and zeros follow the plaintext if it does. A message that names another key, is in the
+// other form, or is too long is refused like a changed one, with [ErrOpen]; a closed key is [ErrClosed], and dst and
+// ciphertext are as they were. It allocates nothing if dst has room for the plaintext and the prefix is that of
+// messages sealed here or opened before.
 func (m *MessageKey) Open(dst, ciphertext []byte, c *envelope.Parts) ([]byte, error) {
 	sealed, ok := envelope.SealedAttached(ciphertext, &m.kid)
 	if !ok {
