@@ -115,7 +115,7 @@ func clean(t *testing.T, s store.Store, root wrapping.Wrapper) {
 }
 
 // stopped has a process with root rekey until the n-th call of that name, 0 being the first, before which the database
-// goes away for a moment.
+// goes away until that has ended.
 func stopped(t *testing.T, s store.Store, root wrapping.Wrapper, call string, n int) *Manager {
 	t.Helper()
 	faulty := faultstore.New(s)
@@ -123,7 +123,7 @@ func stopped(t *testing.T, s store.Store, root wrapping.Wrapper, call string, n 
 	faulty.Hook(func(now string) {
 		if now == call {
 			if n == 0 {
-				faulty.Fail(0, faultstore.Before)
+				faulty.Away(true)
 			}
 			n--
 		}
@@ -131,6 +131,7 @@ func stopped(t *testing.T, s store.Store, root wrapping.Wrapper, call string, n 
 	_, err := m.Rekey(t.Context(), NoEscrow)
 	wants(t, err, ErrUnavailable)
 	faulty.Hook(nil)
+	faulty.Away(false)
 	return m
 }
 

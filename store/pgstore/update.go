@@ -355,7 +355,11 @@ func (q queries) Rewrap(ctx context.Context, inst [16]byte, rows []store.Rewrap,
 	seen := map[key.ID]int{}
 	for _, r := range rows {
 		kind, _ := r.ID.Kind()
-		if err := checkWrapping(kind, r.Parent, r.IKKID); err != nil {
+		err := checkWrapping(kind, r.Parent, r.IKKID)
+		if kind == key.DEK && r.Parent == "" { // which would pass for one that somebody has locked
+			err = errors.New("a data key's version has a parent")
+		}
+		if err != nil {
 			return 0, fmt.Errorf("rewrap: version %s: %w", r.ID, err)
 		}
 		p := place{kind, seen[r.ID]}
