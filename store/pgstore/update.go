@@ -319,7 +319,8 @@ where v.private_id = n.private_id and v.key = n.old
     and exists (select 1 from {schema}{prefix}_installation where inst = $1::bytea)
 returning 1`)
 
-	// Of many scopes, those that somebody has locked are left out, and waited for are none: see UpdateAll.
+	// Of many scopes, those that somebody has locked are left out, and waited for are none: see UpdateAll. A parent that
+	// is not there is refused by the tables.
 	rewrapFreeDataKeyVersions = define(`
 with free as materialized (
     select p.private_id
@@ -329,8 +330,10 @@ with free as materialized (
     for no key update of r skip locked)
 update {schema}{prefix}_data_key_version v set key = n.new, root_key_version_id = n.parent
 from unnest($2::text[], $3::bytea[], $4::bytea[], $5::text[]) as n (private_id, old, new, parent)
-join free on free.private_id = n.parent
+left join free on free.private_id = n.parent
 where v.private_id = n.private_id and v.key = n.old
+    and (free.private_id is not null
+        or not exists (select 1 from {schema}{prefix}_root_key_version p where p.private_id = n.parent))
     and exists (select 1 from {schema}{prefix}_installation where inst = $1::bytea)
 returning 1`)
 )
