@@ -319,8 +319,8 @@ where v.private_id = n.private_id and v.key = n.old
     and exists (select 1 from {schema}{prefix}_installation where inst = $1::bytea)
 returning 1`)
 
-	// Of many scopes, those that somebody has locked are left out, and waited for are none: see UpdateAll. A parent that
-	// is not there is refused by the tables.
+	// Of many scopes, those that somebody has locked are left out, and waited for are none: see UpdateAll. The tables
+	// refuse a parent that is not there.
 	rewrapFreeDataKeyVersions = define(`
 with free as materialized (
     select p.private_id
