@@ -2,9 +2,7 @@ package keyhold
 
 import (
 	"context"
-	"runtime"
 	"slices"
-	"sync"
 
 	"keyhold.example/keyhold/internal/rotor"
 	"keyhold.example/keyhold/key"
@@ -118,23 +116,12 @@ func (s *sweep) plan(ctx context.Context, r reader, keys []*rotating) error {
 		return err
 	}
 	begun := s.m.epochs.begun.Load()
-	next := make(chan int)
-	var wg sync.WaitGroup
-	for range min(runtime.GOMAXPROCS(0), len(open)) {
-		wg.Go(func() {
-			for i := range next {
-				open[i].begun = begun
-				if err := s.planOne(ctx, r, open[i], &read[i]); err != nil {
-					open[i].end(rotor.ErrAlone)
-				}
-			}
-		})
-	}
-	for i := range open {
-		next <- i
-	}
-	close(next)
-	wg.Wait()
+	inParallel(len(open), func(i int) {
+		open[i].begun = begun
+		if err := s.planOne(ctx, r, open[i], &read[i]); err != nil {
+			open[i].end(rotor.ErrAlone)
+		}
+	})
 	return nil
 }
 
