@@ -1,7 +1,6 @@
 package keyhold
 
 import (
-	"context"
 	"sync/atomic"
 	"time"
 
@@ -16,57 +15,10 @@ import (
 // compare. After each answer of the database a key goes on if its epoch is what it was, and its snapshot the one that
 // it was found in.
 
-// A look at a clock costs more than all the rest. So while keys are in use and Run is at work, it looks at the clocks
-// for all of them every tickEvery. A key goes on for so long when it should not any more, and as long as the process
-// does not get to run besides.
-const (
-	tickEvery = 20 * time.Millisecond
-	tickFor   = time.Second // after the last use
-
-	// recheck is how long, without Run, the monotonic clock alone is asked, which stands still while a machine is
-	// suspended: so for so long, at most, a key that was in use before goes on after that.
-	recheck = 100 * time.Millisecond
-)
-
-// tick says that a reading was new enough a moment ago.
-type tick struct {
-	reading *reading
-	mono    time.Duration
-}
-
-// ticker is the looks at the clocks.
-type ticker struct {
-	last atomic.Pointer[tick] // nil while nobody looks
-	used atomic.Bool          // since the last look
-	wake chan struct{}
-}
-
-// tickLoop looks at the clocks while keys are in use.
-func (m *Manager) tickLoop(ctx context.Context) error {
-	t := &m.ticker
-	defer t.last.Store(nil)
-	for {
-		t.last.Store(nil)
-		select {
-		case <-t.wake:
-		case <-ctx.Done():
-			return nil
-		}
-		for unused := time.Duration(0); unused < tickFor; unused += tickEvery {
-			now, r := m.epochs.clock(), m.epochs.known.Load()
-			if r != nil && now.since(r.asked) >= epochLife {
-				r = nil
-			}
-			t.last.Store(&tick{r, now.mono})
-			if !pause(ctx, tickEvery, nil) {
-				return nil
-			}
-			if t.used.Swap(false) {
-				unused = 0
-			}
-		}
-	}
-}
+// recheck is how long the monotonic clock alone is asked, which costs half of asking both. It stands still while a
+// machine is suspended, so for so long, at most, a key that was in use before goes on after that. It is shorter than
+// what passes by this clock between a machine's coming back and its processes' going on.
+const recheck = time.Millisecond
 
 // counts are how often something happened after which what is kept has to be looked at again.
 type counts struct {
@@ -89,7 +41,8 @@ type standing struct {
 }
 
 // stands returns what is known now, if kept keys may be used by it without a question to the database, and what the
-// monotonic clock shows, or a little later.
+// monotonic clock shows. A clock is asked each time: a process that was suspended goes on with whichever goroutine comes
+// first, so none could look for the others.
 func (m *Manager) stands(u use) (*standing, time.Duration) {
 	s := m.standing.Load()
 	// What the reading has to be newer than comes first.
@@ -97,16 +50,6 @@ func (m *Manager) stands(u use) (*standing, time.Duration) {
 		if s = m.newStanding(s, now); s == nil {
 			return nil, 0
 		}
-	}
-	if last := m.ticker.last.Load(); last != nil {
-		if !m.ticker.used.Load() { // a line that is only read stays with every core
-			m.ticker.used.Store(true)
-		}
-		if at := last.mono + tickEvery; last.reading == s.reading && at < s.until[u] {
-			return s, at
-		}
-	} else if m.epochs.runs.Load() {
-		signal(m.ticker.wake)
 	}
 	now := m.epochs.mono()
 	if now >= s.until[u] {
@@ -180,8 +123,7 @@ func (h *hotKey) gone() bool {
 	return h.material.Cleared()
 }
 
-// hotKey returns what may be used now by that name, nil if there is nothing, and what the monotonic clock shows, or a
-// little later.
+// hotKey returns what may be used now by that name, nil if there is nothing, and what the monotonic clock shows.
 func (m *Manager) hotKey(name *hotName) (*hotKey, time.Duration) {
 	h := m.hotKeys.find(name)
 	if h == nil {

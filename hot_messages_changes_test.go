@@ -100,7 +100,6 @@ func TestHotMessagesSeeWhatAnotherProcessChanges(t *testing.T) {
 				first, second := w.lettered(t)
 				c.change(t, w, first)
 				w.useFor(t, epochLife, first, second)
-				pass(tickEvery) // how late who looks at a clock for all of them may be
 				c.then(t, w, first, second)
 			})
 		})

@@ -36,7 +36,6 @@ type Manager struct {
 	watch     watch
 	hotKeys   hotKeys
 	standing  atomic.Pointer[standing] // by which they are used
-	ticker    ticker
 
 	// What one goroutine tells another, once of many times.
 	heard     chan struct{} // a key has changed somewhere
@@ -95,7 +94,7 @@ func prepared(s store.Store, cfg Config, needsRoot bool) (*Manager, error) {
 		return nil, fmt.Errorf("make the instruments of Config.Meter: %w", err)
 	}
 	m.unknownIDs, m.unknownRefs = newLimiter(), newLimiter()
-	m.adopting, m.ticker.wake = make(chan struct{}, 1), make(chan struct{}, 1)
+	m.adopting = make(chan struct{}, 1)
 	m.heard, m.ownChange = make(chan struct{}, 1), make(chan struct{}, 1)
 	m.epochs, err = m.newEpochs()
 	return m, err

