@@ -41,8 +41,8 @@ type standing struct {
 }
 
 // stands returns what is known now, if kept keys may be used by it without a question to the database, and what the
-// monotonic clock shows. A clock is asked each time: a process that was suspended goes on with whichever goroutine comes
-// first, so none could look for the others.
+// monotonic clock shows. A clock is asked each time: a process that was suspended goes on with whichever goroutine
+// comes first, so none could look for the others.
 func (m *Manager) stands(u use) (*standing, time.Duration) {
 	s := m.standing.Load()
 	// What the reading has to be newer than comes first.
