@@ -1,6 +1,7 @@
 package keyhold
 
 import (
+	"cmp"
 	"context"
 	"runtime"
 	"sync"
@@ -13,8 +14,31 @@ import (
 // Work at many scopes goes in batches. A batch is read and wrapped by all cores while the one before it is written, in
 // transactions that are short enough to hold up nobody for long.
 
-// bulkScopes is how many scopes are read at once.
-const bulkScopes = 250
+// How many scopes are read at once at most, how many first, and how many rows that may come to.
+const (
+	bulkScopes = 250
+	readFirst  = 16
+	readRows   = 10_000
+)
+
+// readPace is how many scopes to read at once, going by how many rows those had that were read last: the time limit of
+// a question is for one that has many versions, and not for as many such as there may be. The zero value is the first.
+type readPace struct{ scopes int }
+
+func (r *readPace) next() int { return cmp.Or(r.scopes, readFirst) }
+
+func (r *readPace) read(families []store.Family) {
+	rows := 0
+	for i := range families {
+		rows += 1 + len(families[i].Root.Versions)
+		for j := range families[i].Data {
+			rows += 1 + len(families[i].Data[j].Versions)
+		}
+	}
+	if rows > 0 {
+		r.scopes = min(max(len(families)*readRows/rows, 1), 2*r.next(), bulkScopes)
+	}
+}
 
 // How long a transaction should take, and how many rows it may write. What a transaction costs besides its rows is that
 // of about a hundred rows: with fewer than paceLeast, a busy machine would only get busier.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"keyhold.example/keyhold/key"
+	"keyhold.example/keyhold/store"
 )
 
 func TestPaceFindsTheSizeOfATransaction(t *testing.T) {
@@ -71,6 +72,41 @@ func TestPaceGrowsWithItemsThatDoNotFillIt(t *testing.T) {
 	}
 }
 
+// Scopes with many versions are read a few at a time, others 250.
+func TestReadsGoByTheRowsOfThoseBefore(t *testing.T) {
+	families := func(scopes, rows int) []store.Family {
+		list := make([]store.Family, scopes)
+		for i := range list {
+			list[i].Root.Versions = make([]store.Version, 1)
+			list[i].Data = []store.Key{{Versions: make([]store.Version, rows-3)}}
+		}
+		return list
+	}
+	var r readPace
+	for _, c := range []struct{ scopes, rows, next int }{
+		{0, 3, readFirst},
+		{readFirst, 10, 2 * readFirst},
+		{1, readRows, 1},
+		{1, 3 * readRows, 1},
+		{1, 10, 2},
+		{2, 10, 4},
+		{4, readRows / 5, 5},
+		{5, 10, 10},
+		{10, 10, 20},
+		{20, 10, 40},
+		{40, 10, 80},
+		{80, 10, 160},
+		{160, 10, bulkScopes},
+		{bulkScopes, 10, bulkScopes},
+		{bulkScopes, 50, 200},
+	} {
+		r.read(families(c.scopes, c.rows))
+		if r.next() != c.next {
+			t.Fatalf("after %d scopes of %d rows: %d, want %d", c.scopes, c.rows, r.next(), c.next)
+		}
+	}
+}
+
 func TestPaceCutsAtLeastOneItem(t *testing.T) {
 	p := &pace{rows: 100}
 	for _, c := range []struct{ rows, n, items int }{{40, 5, 2}, {50, 5, 2}, {101, 5, 1}, {1, 5, 5}, {0, 5, 5}, {1, 0, 0}} {
@@ -126,7 +162,7 @@ func TestInParallelDoesEachOnce(t *testing.T) {
 func TestPagesGoOnBehindEmptyOnes(t *testing.T) {
 	lists := map[key.ID][]key.Scope{"": make([]key.Scope, bulkScopes+1), "a": nil, "b": make([]key.Scope, 3)}
 	nexts := map[key.ID]key.ID{"": "a", "a": "b", "b": ""}
-	next := pages(func(_ context.Context, after key.ID) ([]key.Scope, key.ID, error) {
+	next := pages(&readPace{scopes: bulkScopes}, func(_ context.Context, after key.ID) ([]key.Scope, key.ID, error) {
 		return lists[after], nexts[after], nil
 	})
 	var sizes []int

@@ -80,6 +80,7 @@ func (m *Manager) storePurposes(ctx context.Context) (dropped []Purpose, err err
 type reconciliation struct {
 	m       *Manager
 	p       purposeOf
+	reads   readPace
 	pace    pace
 	created int
 	broken  []error
@@ -98,7 +99,7 @@ func (w *reconciliation) run(ctx context.Context) error {
 	return ahead(ctx, func(ctx context.Context) (missing missingKeys, more bool, err error) {
 		var scopes []key.Scope
 		err = w.m.step(ctx, func(ctx context.Context) (err error) {
-			scopes, err = w.m.store.Lacking(ctx, w.p.purpose, after, bulkScopes)
+			scopes, err = w.m.store.Lacking(ctx, w.p.purpose, after, w.reads.next())
 			return err
 		})
 		if err != nil || len(scopes) == 0 {
@@ -118,6 +119,9 @@ func (w *reconciliation) prepare(
 		families, _, err := w.m.store.Families(ctx, scopes)
 		if err != nil {
 			return err
+		}
+		if !refused { // or it is not who reads ahead
+			w.reads.read(families)
 		}
 		keys, errs := make([]*store.Key, len(families)), make([]error, len(families))
 		inParallel(len(families), func(i int) {

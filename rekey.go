@@ -210,6 +210,7 @@ func (m *Manager) rootOf(ctx context.Context, now *slots, slot *store.Slot) (wra
 type moves struct {
 	m      *Manager
 	kid    key.KID
+	reads  readPace
 	pace   pace
 	moved  int
 	broken []error
@@ -230,7 +231,7 @@ type movedScopes struct {
 // moveAll moves all scopes that are not under the newest installation key, and says how many keys it moved.
 func (m *Manager) moveAll(ctx context.Context, kid key.KID) (total int, err error) {
 	w := &moves{m: m, kid: kid}
-	scopes := pages(func(ctx context.Context, after key.ID) (scopes []key.Scope, next key.ID, err error) {
+	scopes := pages(&w.reads, func(ctx context.Context, after key.ID) (scopes []key.Scope, next key.ID, err error) {
 		err = m.step(ctx, func(ctx context.Context) error {
 			scopes, next, err = m.store.NotUnder(ctx, kid, after, lagPage)
 			return err
@@ -269,6 +270,7 @@ func (w *moves) prepare(ctx context.Context, scopes []key.Scope) (moved movedSco
 		if err != nil {
 			return err
 		}
+		w.reads.read(families)
 		rows, errs := make([][]store.Rekey, len(families)), make([]error, len(families))
 		inParallel(len(families), func(i int) { rows[i], errs[i] = w.m.committed().moved(ctx, families[i]) })
 		for i, err := range errs {

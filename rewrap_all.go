@@ -16,9 +16,10 @@ import (
 // joins all of it. It may be interrupted and repeated, and run by several at once. A scope that is changed meanwhile
 // may be missed.
 //
-// It takes a round trip for each thousand scopes, one for each 250 that have something to rewrap, and two for each
-// batch of versions, which is as large as a transaction of about 100 ms allows; [Config.Timeout] limits each of them,
-// and ctx all of it. The other errors are [ErrUnavailable], [ErrClosed] and ctx's; those end it.
+// It takes a round trip for each thousand scopes, one for each 250 that have something to rewrap (of those with many
+// versions, for each 10 000 rows), and two for each batch of versions, which is as large as a transaction of about 100
+// ms allows; [Config.Timeout] limits each of them, and ctx all of it. The other errors are [ErrUnavailable],
+// [ErrClosed] and ctx's; those end it.
 func (m *Manager) RewrapAll(ctx context.Context, done func(scope Scope, n int, err error)) (int, error) {
 	total := 0
 	var broken []error
@@ -37,10 +38,11 @@ func (m *Manager) RewrapAll(ctx context.Context, done func(scope Scope, n int, e
 
 // rewraps is the rewrapping of many scopes.
 type rewraps struct {
-	m    *Manager
-	held func(context.Context) (*store.Lease, error) // under which it is done; it is asked before each transaction
-	done func(scope key.Scope, n int, err error)
-	pace pace
+	m     *Manager
+	held  func(context.Context) (*store.Lease, error) // under which it is done; it is asked before each transaction
+	done  func(scope key.Scope, n int, err error)
+	reads readPace
+	pace  pace
 }
 
 // rewrapAll rewraps all scopes that lag behind, and says of each what was done.
@@ -48,7 +50,7 @@ func (m *Manager) rewrapAll(
 	ctx context.Context, held func(context.Context) (*store.Lease, error), done func(scope key.Scope, n int, err error),
 ) error {
 	w := &rewraps{m: m, held: held, done: done}
-	lagging := pages(func(ctx context.Context, after key.ID) (scopes []key.Scope, next key.ID, err error) {
+	lagging := pages(&w.reads, func(ctx context.Context, after key.ID) (scopes []key.Scope, next key.ID, err error) {
 		err = m.step(ctx, func(ctx context.Context) error {
 			scopes, next, err = m.store.Lagging(ctx, after, lagPage)
 			return err
@@ -65,9 +67,9 @@ func (m *Manager) rewrapAll(
 	}, w.write)
 }
 
-// pages returns the scopes that list lists, at most bulkScopes at once, and whether there may be more.
+// pages returns the scopes that list lists, as many at once as are to be read, and whether there may be more.
 func pages(
-	list func(ctx context.Context, after key.ID) ([]key.Scope, key.ID, error),
+	at *readPace, list func(ctx context.Context, after key.ID) ([]key.Scope, key.ID, error),
 ) func(context.Context) ([]key.Scope, bool, error) {
 	var rest []key.Scope
 	after, last := key.ID(""), false
@@ -78,7 +80,7 @@ func pages(
 			}
 			last = after == ""
 		}
-		scopes = rest[:min(bulkScopes, len(rest))]
+		scopes = rest[:min(at.next(), len(rest))]
 		rest = rest[len(scopes):]
 		return scopes, len(rest) > 0 || !last, nil
 	}
@@ -99,6 +101,7 @@ func (w *rewraps) prepare(ctx context.Context, scopes []key.Scope) (all []rewrap
 		if err != nil {
 			return err
 		}
+		w.reads.read(families)
 		all = make([]rewrapOf, len(families))
 		inParallel(len(families), func(i int) {
 			all[i].scope = families[i].Root.Scope
