@@ -66,6 +66,10 @@ select floor(extract(epoch from statement_timestamp()))::bigint, coalesce(least(
 
 	// A version under another root key version than the head is found from the root key's other versions, of which
 	// there are few. The last row says how far was looked, where there may be more.
+	//
+	// It is written so that no join can go through all versions, and by a range that is one value: of an equality the
+	// planner thinks that a row is soon found by reading the table, and where nothing lags behind it reads all of it for
+	// each root key.
 	laggingQuery = define(`
 with page as materialized (
     select private_id, scope_id::text as scope, head_version from {schema}{prefix}_root_key
@@ -73,10 +77,15 @@ with page as materialized (
 lagging as materialized (
     select p.private_id, p.scope
     from page p
-    cross join lateral (
-        select 1 from {schema}{prefix}_root_key_version r
-        join {schema}{prefix}_data_key_version v on v.root_key_version_id = r.private_id
-        where r.root_key_id = p.private_id and r.version <> p.head_version limit 1) one
+    where (
+        select v.one
+        from (select private_id from {schema}{prefix}_root_key_version
+            where root_key_id = p.private_id and version <> p.head_version offset 0) r
+        cross join lateral (
+            select 1 as one from {schema}{prefix}_data_key_version
+            where root_key_version_id >= r.private_id and root_key_version_id <= r.private_id
+            order by root_key_version_id limit 1) v
+        limit 1) is not null
     order by p.private_id limit $2::bigint)
 select false as further, private_id, scope from lagging
 union all

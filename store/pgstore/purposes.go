@@ -18,20 +18,24 @@ select purpose, alg from unnest($1::text[], $2::bigint[]) as n (purpose, alg)
 order by purpose
 on conflict (purpose) do nothing`)
 
+	// Each scope is looked up by the index. As "not exists" it would be a join, which the planner may do in any way:
+	// before the tables are analyzed for the first time, by reading the data keys once for each scope.
 	firstLackingQuery = define(`
 select r.scope_id::text from {schema}{prefix}_root_key r
-where not exists (select 1 from {schema}{prefix}_data_key d where d.root_key_id = r.private_id and d.purpose = $2::text)
+where (select 1 from {schema}{prefix}_data_key d where d.root_key_id = r.private_id and d.purpose = $2::text) is null
 order by r.scope_id limit $1::bigint`)
 
 	nextLackingQuery = define(`
 select r.scope_id::text from {schema}{prefix}_root_key r
 where r.scope_id > $3::text::{scope_type}
-    and not exists (select 1 from {schema}{prefix}_data_key d where d.root_key_id = r.private_id and d.purpose = $2::text)
+    and (select 1 from {schema}{prefix}_data_key d where d.root_key_id = r.private_id and d.purpose = $2::text) is null
 order by r.scope_id limit $1::bigint`)
 
+	// Not materialized, so that the planner sees the foreign keys, by which it knows how many rows there will be. What it
+	// takes for many more it compiles first, for over a second.
 	familiesQuery = define(`with
-r as (select * from {schema}{prefix}_root_key where scope_id = any ($1::text[]::{scope_type}[])),
-d as (select d.* from r join {schema}{prefix}_data_key d on d.root_key_id = r.private_id)
+r as not materialized (select * from {schema}{prefix}_root_key where scope_id = any ($1::text[]::{scope_type}[])),
+d as not materialized (select d.* from r join {schema}{prefix}_data_key d on d.root_key_id = r.private_id)
 select 0, ''::text, ''::text, ''::text, floor(extract(epoch from statement_timestamp()))::bigint, 0::bigint,
     coalesce((select seq from {schema}{prefix}_installation), 0), 0::bigint, 0::bigint,
     (select inst from {schema}{prefix}_installation), null::bytea, null::bytea
