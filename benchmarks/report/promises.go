@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"slices"
@@ -65,19 +66,19 @@ var promises = slices.Concat(ofCalls, ofDatabases, ofTests)
 // The gate is the promise where that is kept with something to spare, and else more than what was reached by as much as
 // it differs from run to run: little, but where most is the garbage collector's.
 var ofCalls = []promise{
-	ratio("seal", 64, "keyhold/gcm-less", atMost(1.6), atMost(1.7)),
+	ratio("seal", 64, "keyhold/gcm-less", atMost(1.6), atMost(1.8)),
 	ratio("seal", 1024, "keyhold/gcm-less", atMost(1.25), atMost(1.4)),
-	ratio("seal", 64, "keyhold-append/gcm-less-append", atMost(1.6), atMost(1.7)),
+	ratio("seal", 64, "keyhold-append/gcm-less-append", atMost(1.6), atMost(1.8)),
 	ratio("seal", 1024, "keyhold-append/gcm-less-append", atMost(1.25), atMost(1.45)),
 	ratio("seal", 64, "keyhold/gcm", atMost(1.6), atMost(1.6)),
-	ratio("seal", 1024, "keyhold/gcm", atMost(1.25), atMost(1.3)),
+	ratio("seal", 1024, "keyhold/gcm", atMost(1.25), atMost(1.35)),
 	ratio("seal", 64, "keyhold-append/gcm-append", atMost(1.6), atMost(1.6)),
-	ratio("seal", 1024, "keyhold-append/gcm-append", atMost(1.25), atMost(1.35)),
-	ratio("seal", 64, "keyhold/tink", less, atMost(1.6)),
+	ratio("seal", 1024, "keyhold-append/gcm-append", atMost(1.25), atMost(1.4)),
+	ratio("seal", 64, "keyhold/tink", less, atMost(1.75)),
 	ratio("seal", 1024, "keyhold/tink", less, atMost(1.35)),
 	ratio("seal", 1024, "keyhold/kms-aead", atMost(0.5), atMost(0.75)),
-	ratio("open", 64, "keyhold/tink", less, atMost(2)),
-	ratio("open", 1024, "keyhold/tink", less, atMost(1.4)),
+	ratio("open", 64, "keyhold/tink", less, atMost(2.25)),
+	ratio("open", 1024, "keyhold/tink", less, atMost(1.55)),
 	ratio("open", 1024, "keyhold/kms-aead", atMost(0.5), atMost(1.1)),
 	{
 		what: "allocations of Seal", bound: bound{"≤", 1, count},
@@ -194,12 +195,19 @@ func growth(store string) func(*results) (float64, bool) {
 }
 
 var ofTests = []promise{
+	{what: "a key in use seals and opens without a question to the database or the root", test: "TestHotMessagesAskNobody"},
+	{what: "a cold key takes one round trip", test: "TestAColdKeyTakesOneRoundTrip"},
+	{what: "a thousand goroutines at a cold key read it once", test: "TestAStampedeReadsAColdKeyOnce"},
 	{what: "one call to the external root, however many keys there are", test: "TestTheRootIsCalledOnceHoweverManyKeysThereAre"},
 	{what: "moving to a new external root takes one unwrap and one wrap", test: "TestFleetMovesToANewRootHoweverManyScopesThereAre"},
-	{what: "how many round trips each call takes", test: "TestRoundTripsToPostgres"},
+	{what: "how many round trips each call takes; creating a scope two", test: "TestRoundTripsToPostgres"},
 	{what: "32 processes at 1 000 due keys make 1 000 versions", test: "TestFleetMakesOneVersionOfEachDueKey"},
 	{what: "nothing is lost whatever fails, at every statement", test: "TestEveryOperationSurvivesEveryFault"},
+	{what: "nothing is lost whichever message of PostgreSQL is the last", test: "TestAnyMessageMayBeTheLast", dir: "./store/pgstore"},
+	{what: "nothing is lost whichever statement of SQLite fails", test: "TestAnyStatementMayFail", dir: "./store/sqlitestore"},
+	{what: "nothing is lost where processes are killed", test: "TestFleetRekeysThoughItIsKilledAgainAndAgain"},
 	{what: "what was changed or moved in the database is refused", test: "TestChangedRowsAreRefused"},
+	{what: "messages, wrapped keys and manifests that were changed anywhere, or moved, are refused", test: "TestTamperingIsRefusedEverywhereWithTheSameError", dir: "./internal/seal"},
 }
 
 // measured is the figure of p; it says whether there is one.
@@ -213,7 +221,7 @@ func (p promise) measured(r *results) (float64, bool) {
 // command is what prints the figure of p.
 func (p promise) command() string {
 	if p.test != "" {
-		return "go test -run '^" + p.test + "$' ."
+		return "go test -run '^" + p.test + "$' " + cmp.Or(p.dir, ".")
 	}
 	base, _, _ := strings.Cut(p.name, "/")
 	return fmt.Sprintf("go test -run '^$' -bench '^Benchmark%s$' %s", base, p.dir)
