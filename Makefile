@@ -57,10 +57,13 @@ UNWATCHED := -gcflags=modernc.org/sqlite/lib=-race=false -gcflags=modernc.org/li
 
 # What one goroutine does alone, and takes long, is left to make test: models, what statements and messages that fail leave
 # in a database, how its catalogue is compared, and the search for secrets in all that is printed. What operations leave
-# that fail is watched over the store in memory.
+# that fail is watched over the store in memory. So are commands that follow each other, and what processes leave that
+# are killed.
 LONELY := ^TestEvery(Raw)?OperationSurvivesEveryFault$$/^(postgres|sqlite)$$
 LONELY := $(LONELY)|^TestConformance$$/./^model$$|^TestConformanceOnAnotherDriver$$/^model$$
 LONELY := $(LONELY)|^TestAnyMessageMayBeTheLast$$|^TestAnyStatementMayFail$$
+LONELY := $(LONELY)|^TestScripts$$|^TestAKilled|^TestFleet.*Killed|^TestProcesses$$/^that_are_killed
+LONELY := $(LONELY)|^TestCreateScopesWhateverBecomesOfTheWrites$$/^(postgres|sqlite)$$
 LONELY := $(LONELY)|^TestIntegrity|^TestEveryRuleOfTheTables|^TestRootsNoErrorHoldsASecret$$
 
 # Without GORACE each process waits a second before it ends, and the tests of the command line start hundreds. make verify
