@@ -8,21 +8,22 @@ import (
 	"sync/atomic"
 	"time"
 
+	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/store"
 )
 
 // Work at many scopes goes in batches. A batch is read and wrapped by all cores while the one before it is written, in
 // transactions that are short enough to hold up nobody for long.
 
-// How many scopes are read at once at most, how many first, and how many rows that may come to.
+// How many scopes are read at once at most, how many first, and how many rows they should have.
 const (
 	bulkScopes = 250
 	readFirst  = 16
 	readRows   = 10_000
 )
 
-// readPace is how many scopes to read at once, going by how many rows those had that were read last: the time limit of
-// a question is for one that has many versions, and not for as many such as there may be. The zero value is the first.
+// readPace is how many scopes to read at once, going by how many rows those had that were read last. Those that come
+// next may have more: [Manager.readScopes] reads fewer then. The zero value is the first.
 type readPace struct{ scopes int }
 
 func (r *readPace) next() int { return cmp.Or(r.scopes, readFirst) }
@@ -30,14 +31,46 @@ func (r *readPace) next() int { return cmp.Or(r.scopes, readFirst) }
 func (r *readPace) read(families []store.Family) {
 	rows := 0
 	for i := range families {
-		rows += 1 + len(families[i].Root.Versions)
+		rows += rowsOf(&families[i].Root)
 		for j := range families[i].Data {
-			rows += 1 + len(families[i].Data[j].Versions)
+			rows += rowsOf(&families[i].Data[j])
 		}
 	}
 	if rows > 0 {
 		r.scopes = min(max(len(families)*readRows/rows, 1), 2*r.next(), bulkScopes)
 	}
+}
+
+func rowsOf(k *store.Key) int { return 1 + len(k.Versions) + len(k.Tombstones) }
+
+// unread is a scope that could not be read, and why.
+type unread struct {
+	scope key.Scope
+	err   error
+}
+
+// readScopes reads scopes in one question, or, where that fails though the database answers, each half by itself: many
+// may take longer than one call may, and one may have rows that nobody understands. The error is of all of them.
+func (m *Manager) readScopes(ctx context.Context, scopes []key.Scope) (families []store.Family, bad []unread, err error) {
+	err = m.step(ctx, func(ctx context.Context) error {
+		families, _, err = m.store.Families(ctx, scopes)
+		return err
+	})
+	switch {
+	case err == nil:
+		return families, nil, nil
+	case ctx.Err() != nil || !m.reachable(ctx):
+		return nil, nil, err
+	case len(scopes) == 1:
+		return nil, []unread{{scopes[0], err}}, nil
+	}
+	half := len(scopes) / 2
+	families, bad, err = m.readScopes(ctx, scopes[:half])
+	if err != nil {
+		return nil, nil, err
+	}
+	more, worse, err := m.readScopes(ctx, scopes[half:])
+	return append(families, more...), append(bad, worse...), err
 }
 
 // How long a transaction should take, and how many rows it may write. What a transaction costs besides its rows is that

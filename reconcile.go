@@ -20,11 +20,11 @@ type Reconciled struct {
 // Scopes that are created meanwhile get their keys by their own.
 //
 // A scope whose root key cannot be used, or that somebody has locked for longer than [Config.Timeout], is left as it
-// is; the others are reconciled, and then the error, which joins one for each, says which. [ErrPurpose] if a purpose
-// is stored for another use than it is configured for; nothing is created then, or is the name of a raw key that was
-// removed from a scope. It takes two round trips for each purpose and 250 scopes that lack it, one for each batch of
-// keys, which is as large as a transaction of about 100 ms allows, and two more for each scope if the purpose is one
-// of raw bytes; [Config.Timeout] limits each step, and ctx all of it.
+// is; the others are reconciled, and then the error, which joins one for each, says which. [ErrPurpose] if a purpose is
+// stored for another use than it is configured for; nothing is created then, or is the name of a raw key that was
+// removed from a scope. It takes two round trips for each purpose and 250 scopes, or 10 000 rows, that lack it, one for
+// each batch of keys, which is as large as a transaction of about 100 ms allows, and two more for each scope if the
+// purpose is one of raw bytes; [Config.Timeout] limits each step, and ctx all of it.
 func (m *Manager) Reconcile(ctx context.Context) (Reconciled, error) {
 	var done Reconciled
 	dropped, err := m.storePurposes(ctx)
@@ -115,14 +115,17 @@ func (w *reconciliation) run(ctx context.Context) error {
 func (w *reconciliation) prepare(
 	ctx context.Context, scopes []key.Scope, refused bool,
 ) (missing missingKeys, err error) {
+	families, bad, err := w.m.readScopes(ctx, scopes)
+	if err != nil {
+		return missing, err
+	}
+	if !refused { // or it is not who reads ahead
+		w.reads.read(families)
+	}
+	for _, b := range bad {
+		missing.broken = append(missing.broken, fmt.Errorf("scope %q: %w", b.scope, b.err))
+	}
 	err = w.m.step(ctx, func(ctx context.Context) error {
-		families, _, err := w.m.store.Families(ctx, scopes)
-		if err != nil {
-			return err
-		}
-		if !refused { // or it is not who reads ahead
-			w.reads.read(families)
-		}
 		keys, errs := make([]*store.Key, len(families)), make([]error, len(families))
 		inParallel(len(families), func(i int) {
 			r := w.m.committed()

@@ -41,12 +41,12 @@ type Rekeyed struct {
 // another one then: see [Config.Pins]. Backups from before go on opening with the roots and the recovery files of then,
 // and with nothing else.
 //
-// It calls each root to seal, and to open a few times, takes a round trip for each 250 scopes, and two for each batch
-// of keys, which is as large as a transaction of about 100 ms allows; [Config.Timeout] limits each step. It may be
-// stopped anywhere: the next call goes on. Scopes that are not as keyhold stored them, or that somebody has locked for
-// longer than [Config.Timeout], are left out; the error joins what is wrong with each, and the rekey is not over before
-// they are repaired, free or gone. Other errors: [ErrNoEscrow]; [ErrPin] if more than one is configured when it begins;
-// [ErrState] if a slot's root is not configured; those of [Manager.AddRoot].
+// It calls each root to seal, and to open a few times, takes a round trip for each 250 scopes or 10 000 rows, and two
+// for each batch of keys, which is as large as a transaction of about 100 ms allows; [Config.Timeout] limits each step.
+// It may be stopped anywhere: the next call goes on. Scopes that are not as keyhold stored them, or that somebody has
+// locked for longer than [Config.Timeout], are left out; the error joins what is wrong with each, and the rekey is not
+// over before they are repaired, free or gone. Other errors: [ErrNoEscrow]; [ErrPin] if more than one is configured
+// when it begins; [ErrState] if a slot's root is not configured; those of [Manager.AddRoot].
 func (m *Manager) Rekey(ctx context.Context, escrow EscrowFunc) (Rekeyed, error) {
 	if escrow == nil {
 		return Rekeyed{}, ErrNoEscrow
@@ -265,12 +265,15 @@ func (m *Manager) rekeysTo(kid key.KID) error {
 
 // prepare reads some scopes, and makes their keys anew.
 func (w *moves) prepare(ctx context.Context, scopes []key.Scope) (moved movedScopes, err error) {
+	families, bad, err := w.m.readScopes(ctx, scopes)
+	if err != nil {
+		return moved, err
+	}
+	w.reads.read(families)
+	for _, b := range bad {
+		moved.broken = append(moved.broken, fmt.Errorf("rekey scope %q: %w", b.scope, b.err))
+	}
 	err = w.m.step(ctx, func(ctx context.Context) error {
-		families, _, err := w.m.store.Families(ctx, scopes)
-		if err != nil {
-			return err
-		}
-		w.reads.read(families)
 		rows, errs := make([][]store.Rekey, len(families)), make([]error, len(families))
 		inParallel(len(families), func(i int) { rows[i], errs[i] = w.m.committed().moved(ctx, families[i]) })
 		for i, err := range errs {

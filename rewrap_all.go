@@ -16,8 +16,8 @@ import (
 // joins all of it. It may be interrupted and repeated, and run by several at once. A scope that is changed meanwhile
 // may be missed.
 //
-// It takes a round trip for each thousand scopes, one for each 250 that have something to rewrap (of those with many
-// versions, for each 10 000 rows), and two for each batch of versions, which is as large as a transaction of about 100
+// It takes a round trip for each thousand scopes, one for each 250 that have something to rewrap, or for 10 000 rows
+// of them, and two for each batch of versions, which is as large as a transaction of about 100
 // ms allows; [Config.Timeout] limits each of them, and ctx all of it. The other errors are [ErrUnavailable],
 // [ErrClosed] and ctx's; those end it.
 func (m *Manager) RewrapAll(ctx context.Context, done func(scope Scope, n int, err error)) (int, error) {
@@ -96,12 +96,12 @@ type rewrapOf struct {
 // prepare reads some scopes, and wraps their versions anew.
 func (w *rewraps) prepare(ctx context.Context, scopes []key.Scope) (all []rewrapOf, err error) {
 	r := w.m.committed()
+	families, bad, err := w.m.readScopes(ctx, scopes)
+	if err != nil {
+		return nil, err
+	}
+	w.reads.read(families)
 	err = w.m.step(ctx, func(ctx context.Context) error {
-		families, _, err := w.m.store.Families(ctx, scopes)
-		if err != nil {
-			return err
-		}
-		w.reads.read(families)
 		all = make([]rewrapOf, len(families))
 		inParallel(len(families), func(i int) {
 			all[i].scope = families[i].Root.Scope
@@ -114,6 +114,9 @@ func (w *rewraps) prepare(ctx context.Context, scopes []key.Scope) (all []rewrap
 		}
 		return nil
 	})
+	for _, b := range bad {
+		all = append(all, rewrapOf{scope: b.scope, broken: fmt.Errorf("rewrap scope %q: %w", b.scope, b.err)})
+	}
 	return all, err
 }
 
