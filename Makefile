@@ -69,7 +69,7 @@ LONELY := $(LONELY)|^TestIntegrity|^TestEveryRuleOfTheTables|^TestRootsNoErrorHo
 # Without GORACE each process waits a second before it ends, and the tests of the command line start hundreds. make verify
 # vets everything, so that this need not do it for other build tags.
 .PHONY: race
-race: ## Run the tests of all modules under the race detector (needs cgo and a C compiler)
+race: ## Run the tests where goroutines meet under the race detector (needs cgo and a C compiler)
 	GORACE=atexit_sleep_ms=10 CGO_ENABLED=1 $(GO) test -race -vet=off -timeout 25m -skip '$(LONELY)' $(UNWATCHED) $(EVERYTHING) $(PACKAGES)
 
 # The root in a token of PKCS #11 is only in programs that are built with this tag, since it is C. Its tests make their own

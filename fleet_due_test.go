@@ -209,7 +209,8 @@ func (w *fleetWorld) clock(t *testing.T) int64 {
 // Who has made a version looks again when the next one is due, and half a second later, a fifth more or less: a version
 // is at most 0.65 s late, with the work. Where processes are started all the time, who is new looks at once, so that
 // all together are not much later than one. That takes a machine that does nothing else, so it is asserted where the
-// tests are to be thorough, and otherwise that no more than four fifths of the time were lost.
+// tests are to be thorough, and otherwise that no more than four fifths of the time were lost, and no more than half of
+// it at the beginning or the end.
 func fleetDue(t *testing.T, k *keyhold.KeyInfo, from, to int64, lost time.Duration, restarts bool) {
 	t.Helper()
 	var at []int64

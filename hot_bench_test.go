@@ -86,6 +86,7 @@ func BenchmarkHotLookup(b *testing.B) {
 		})
 		order := rand.Perm(n)
 		b.Run(fmt.Sprintf("keys=%d/random", n), func(b *testing.B) {
+			b.ReportAllocs()
 			var names [64]hotName
 			var calls int
 			var spent time.Duration
@@ -102,6 +103,11 @@ func BenchmarkHotLookup(b *testing.B) {
 				calls += len(names)
 			}
 			b.ReportMetric(float64(spent)/float64(calls), "ns/op")
+		})
+		b.Run(fmt.Sprintf("keys=%d/random/names-too", n), func(b *testing.B) { // which are in no cache, either
+			for i := 0; b.Loop(); i++ {
+				found(order[i%n])
+			}
 		})
 		b.Run(fmt.Sprintf("keys=%d/random/parallel", n), func(b *testing.B) {
 			b.RunParallel(func(pb *testing.PB) {

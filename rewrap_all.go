@@ -101,22 +101,22 @@ func (w *rewraps) prepare(ctx context.Context, scopes []key.Scope) (all []rewrap
 		return nil, err
 	}
 	w.reads.read(families)
+	all = make([]rewrapOf, len(families)+len(bad))
+	for i, b := range bad {
+		all[len(families)+i] = rewrapOf{scope: b.scope, broken: fmt.Errorf("rewrap scope %q: %w", b.scope, b.err)}
+	}
 	err = w.m.step(ctx, func(ctx context.Context) error {
-		all = make([]rewrapOf, len(families))
 		inParallel(len(families), func(i int) {
 			all[i].scope = families[i].Root.Scope
 			all[i].rows, all[i].broken = r.rewrappedOnce(ctx, families[i])
 		})
-		for i := range all {
+		for i := range families {
 			if err := all[i].broken; err != nil && (isAway(err) || ctx.Err() != nil) {
 				return err
 			}
 		}
 		return nil
 	})
-	for _, b := range bad {
-		all = append(all, rewrapOf{scope: b.scope, broken: fmt.Errorf("rewrap scope %q: %w", b.scope, b.err)})
-	}
 	return all, err
 }
 

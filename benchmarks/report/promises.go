@@ -205,9 +205,12 @@ var ofTests = []promise{
 	{what: "nothing is lost whatever fails, at every statement", test: "TestEveryOperationSurvivesEveryFault"},
 	{what: "nothing is lost whichever message of PostgreSQL is the last", test: "TestAnyMessageMayBeTheLast", dir: "./store/pgstore"},
 	{what: "nothing is lost whichever statement of SQLite fails", test: "TestAnyStatementMayFail", dir: "./store/sqlitestore"},
-	{what: "nothing is lost where processes are killed", test: "TestFleetRekeysThoughItIsKilledAgainAndAgain"},
+	{what: "a rekey whose processes are killed loses nothing", test: "TestFleetRekeysThoughItIsKilledAgainAndAgain"},
 	{what: "what was changed or moved in the database is refused", test: "TestChangedRowsAreRefused"},
-	{what: "messages, wrapped keys and manifests that were changed anywhere, or moved, are refused", test: "TestTamperingIsRefusedEverywhereWithTheSameError", dir: "./internal/seal"},
+	{
+		what: "messages, wrapped keys and manifests that were changed anywhere, or moved, are refused",
+		test: "TestTamperingIsRefusedEverywhereWithTheSameError", dir: "./internal/seal",
+	},
 }
 
 // measured is the figure of p; it says whether there is one.

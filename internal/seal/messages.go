@@ -65,9 +65,9 @@ func CloseAll(keys []*MessageKey) {
 // nothing if dst has room for the message. dst and plaintext have to be in memory of their own, not on a stack, as for
 // every cipher.AEAD; c need not.
 //
-// at is the time by a monotonic clock of the caller's, the same one for all calls with one key; any origin will do. How
-// far it is off may differ by less than a second from call to call. It only says when the nonce prefix is too old to be
-// kept, so that no clock is read here.
+// at is the time by a monotonic clock of the caller's, the same one for all calls with one key; any origin will do. It
+// only says when the nonce prefix is too old to be kept, so that no clock is read here: a caller that was stopped since
+// it looked seals one message with a prefix that is older by that, or makes one that only this message has.
 //
 // A plaintext longer than [envelope.MaxPlaintext] or a context longer than [envelope.MaxContext] is an
 // [*envelope.TooLargeError]; a closed key is [ErrClosed], and dst and plaintext are as they were.

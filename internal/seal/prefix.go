@@ -14,8 +14,8 @@ import (
 const (
 	maxPrefixUnits = 1 << 16
 	unitBytes      = 1 << 18
-	maxPrefixAge   = 59 * time.Second // how far the times that callers say are off differs by up to maxLag
-	maxLag         = time.Second
+	maxPrefixAge   = 59 * time.Second // the times that callers say may be older than they are
+	maxLag         = time.Second      // by which one may be older than another's
 
 	// maxBlock is how many units a scratch claims at most before they are needed. What it does not use is lost.
 	maxBlock = 64
