@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"keyhold.example/keyhold/key"
 	"keyhold.example/keyhold/keyholdtest"
 	"keyhold.example/keyhold/store"
 	"keyhold.example/keyhold/store/storetest"
@@ -48,6 +49,13 @@ func plansOfPages(t *testing.T, analyzed bool) {
 	for _, text := range fillWithout(analyzed) {
 		_, err := conn.Exec(ctx, text, pgx.QueryExecModeSimpleProtocol)
 		must(t, err)
+	}
+	for p, want := range map[key.Purpose]int{"one": 0, "another": 1500} {
+		list, err := s.Lacking(ctx, p, "", 1500)
+		must(t, err)
+		if len(list) != want || !slices.IsSorted(list) || len(slices.Compact(list)) != want {
+			t.Errorf("Lacking(%q), of two pages: %d scopes; want %d, each once, in their order", p, len(list), want)
+		}
 	}
 	for _, test := range []struct {
 		name string
@@ -96,8 +104,8 @@ func plansOfPages(t *testing.T, analyzed bool) {
 	}
 }
 
-// fillWithout fills tables with 2000 scopes of two root key versions and three purposes, all of whose versions are under
-// the root key's head. Each tenth data key has a pending version. Nothing lags, is under another installation key or
+// fillWithout fills tables with 2000 scopes of two root key versions and three purposes, all of whose versions are
+// under the root key's head. Each tenth data key has a pending version. Nothing lags, is under another installation key or
 // lacks any of the purposes, and no other key is due before the year 2096. All but the first 250 have many versions.
 // The tables are not analyzed then, but, if so asked, when there is only the first scope.
 func fillWithout(analyzed bool) []string {

@@ -34,8 +34,8 @@ select 8, '', '', '', bucket, (sum(n) % 9223372036854775807)::bigint, 0, 0, 0, n
 from {schema}{prefix}_epoch group by bucket` + familyRows(true))
 )
 
-// lacking looks at as many root keys as a page has, in the order of their scopes, for those without a data key. The last
-// row says how far was looked, where there may be more. As uuids have no max, it is the last one.
+// lacking looks at as many root keys as a page has, in the order of their scopes, for those without a data key. The
+// last row says how far was looked, where there may be more. As uuids have no max, it is the last one.
 //
 // Each scope is looked up by the index. As "not exists" it would be a join, which the planner may do in any way: before
 // the tables are analyzed for the first time, by reading the data keys once for each scope.
@@ -88,8 +88,8 @@ func (s *Store) AddPurposes(ctx context.Context, purposes []store.Purpose) error
 	return s.tables.explain(ctx, "add purposes", err)
 }
 
-// Lacking implements [store.Store]. A limit of 0 or less lists none. It takes a round trip for each 1000 root keys that it
-// looks at, until it has found as many as it may list.
+// Lacking implements [store.Store]. A limit of 0 or less lists none. It takes a round trip for each 1000 root keys that
+// it looks at, until it has found as many as it may list.
 func (s *Store) Lacking(ctx context.Context, p key.Purpose, after key.Scope, limit int) ([]key.Scope, error) {
 	var list []key.Scope
 	for more := true; more && len(list) < limit; {
