@@ -12,6 +12,10 @@ import (
 // Each reason has an index in the order of the list, which has only the keys that may be due, so that each part ends
 // after as many rows as the page has. The time is not in a common table expression: the planner has to see that little
 // of the index is before it, or it starts parallel workers and compiles the statement, which takes many times longer.
+//
+// Before the tables are analyzed for the first time the planner may do a join in any way, such as by reading all data
+// keys. So the greater version, which one that is pending does not have, and the key of a version that is used up are
+// looked up for each. Both are few, which for the latter the planner takes from a range with two ends.
 var (
 	dueQuery = define(`
 with due as materialized (
@@ -31,21 +35,25 @@ with due as materialized (
     where state = 1
         and (created, root_key_id) >= ($1::bigint, $2::text) and (created, root_key_id, 2) > ($1::bigint, $2::text, $3::bigint)
         and ($4::bigint >> {schema}{prefix}_bucket(root_key_id)) & 1 = 1
-        and not exists (select 1 from {schema}{prefix}_root_key_version n where n.root_key_id = v.root_key_id and n.version > v.version)
+        and (select 1 from {schema}{prefix}_root_key_version n where n.root_key_id = v.root_key_id and n.version > v.version
+            order by n.version limit 1) is null
     order by created, root_key_id limit $5::bigint)
     union all
     (select created, data_key_id, 2 from {schema}{prefix}_data_key_version v
     where state = 1
         and (created, data_key_id) >= ($1::bigint, $2::text) and (created, data_key_id, 2) > ($1::bigint, $2::text, $3::bigint)
         and ($4::bigint >> {schema}{prefix}_bucket(data_key_id)) & 1 = 1
-        and not exists (select 1 from {schema}{prefix}_data_key_version n where n.data_key_id = v.data_key_id and n.version > v.version)
+        and (select 1 from {schema}{prefix}_data_key_version n where n.data_key_id = v.data_key_id and n.version > v.version
+            order by n.version limit 1) is null
     order by created, data_key_id limit $5::bigint)
     union all
     (select u.used_at, k.private_id, 3
     from {schema}{prefix}_usage u
-    join {schema}{prefix}_data_key_version v on v.private_id = u.private_id
-    join {schema}{prefix}_data_key k on k.private_id = v.data_key_id and k.head_version = v.version
-    where u.used_at >= $1::bigint and (u.used_at, k.private_id, 3) > ($1::bigint, $2::text, $3::bigint)
+    cross join lateral (
+        select d.private_id from {schema}{prefix}_data_key_version v
+        join {schema}{prefix}_data_key d on d.private_id = v.data_key_id and d.head_version = v.version
+        where v.private_id = u.private_id offset 0) k
+    where u.used_at >= $1::bigint and u.used_at <= 9223372036854775807 and (u.used_at, k.private_id, 3) > ($1::bigint, $2::text, $3::bigint)
         and ($4::bigint >> {schema}{prefix}_bucket(k.private_id)) & 1 = 1
     order by u.used_at, k.private_id limit $5::bigint)),
 page as materialized (select at, private_id, why from due order by at, private_id, why limit $5::bigint)
@@ -67,9 +75,10 @@ select floor(extract(epoch from statement_timestamp()))::bigint, coalesce(least(
 	// A version under another root key version than the head is found from the root key's other versions, of which
 	// there are few. The last row says how far was looked, where there may be more.
 	//
-	// It is written so that no join can go through all versions, and by a range that is one value: of an equality the
-	// planner thinks that a row is soon found by reading the table, and where nothing lags behind it reads all of it for
-	// each root key.
+	// It is written so that no join can go through all versions, and by ranges that are one value, in the order of an
+	// index: of an equality the planner thinks that a row is soon found by reading the table, and where nothing lags
+	// behind it reads all of it for each root key. So it also knows that little is read, and does not compile the
+	// statement.
 	laggingQuery = define(`
 with page as materialized (
     select private_id, scope_id::text as scope, head_version from {schema}{prefix}_root_key
@@ -79,13 +88,13 @@ lagging as materialized (
     from page p
     where (
         select v.one
-        from (select private_id from {schema}{prefix}_root_key_version
-            where root_key_id = p.private_id and version <> p.head_version offset 0) r
+        from {schema}{prefix}_root_key_version r
         cross join lateral (
             select 1 as one from {schema}{prefix}_data_key_version
             where root_key_version_id >= r.private_id and root_key_version_id <= r.private_id
             order by root_key_version_id limit 1) v
-        limit 1) is not null
+        where r.root_key_id >= p.private_id and r.root_key_id <= p.private_id and r.version <> p.head_version
+        order by r.root_key_id limit 1) is not null
     order by p.private_id limit $2::bigint)
 select false as further, private_id, scope from lagging
 union all

@@ -135,14 +135,16 @@ type plan struct {
 	Table string `json:"Relation Name"`
 	Index string `json:"Index Name"`
 	Cond  string `json:"Index Cond"`
-	Plans []plan
+	// Filter throws rows away, of which there may be any number before the limit is reached.
+	Filter string
+	Plans  []plan
 }
 
 func (p *plan) each(limited bool, whole func(scan string)) {
 	limited = limited || p.Type == "Limit"
 	switch {
 	case !slices.Contains(grows, p.Table):
-	case p.Type == "Seq Scan", strings.HasPrefix(p.Type, "Index") && p.Cond == "" && !limited:
+	case p.Type == "Seq Scan", strings.HasPrefix(p.Type, "Index") && p.Cond == "" && (!limited || p.Filter != ""):
 		whole(fmt.Sprint(p.Type, " of ", p.Table, " ", p.Index))
 	}
 	for i := range p.Plans {

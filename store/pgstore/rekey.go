@@ -67,6 +67,10 @@ returning 1`)
 
 	// Of each root key its own row, its versions and its data keys are looked at only as far as the first that names
 	// another installation key. The last row says how far was looked, where there may be more.
+	//
+	// A range that is one value, in the order of an index: see laggingQuery. The comparison is in a case, which the
+	// planner knows nothing of: from its statistics it would know that all name the same, think that the whole range is
+	// read each time, of whose length it knows nothing either, and compile the statement.
 	notUnderQuery = define(`
 with page as materialized (
     select private_id, scope_id::text as scope, ik_kid from {schema}{prefix}_root_key
@@ -74,13 +78,13 @@ with page as materialized (
 other as materialized (
     select p.private_id, p.scope
     from page p
-    cross join lateral (
-        select 1 where p.ik_kid <> $3::bytea
-        union all
-        (select 1 from {schema}{prefix}_root_key_version v where v.root_key_id = p.private_id and v.ik_kid <> $3::bytea limit 1)
-        union all
-        (select 1 from {schema}{prefix}_data_key d where d.root_key_id = p.private_id and d.ik_kid <> $3::bytea limit 1)
-        limit 1) one
+    where p.ik_kid <> $3::bytea
+        or (select 1 from {schema}{prefix}_root_key_version
+            where root_key_id >= p.private_id and root_key_id <= p.private_id and case when ik_kid <> $3::bytea then true end
+            order by root_key_id limit 1) is not null
+        or (select 1 from {schema}{prefix}_data_key
+            where root_key_id >= p.private_id and root_key_id <= p.private_id and case when ik_kid <> $3::bytea then true end
+            order by root_key_id limit 1) is not null
     order by p.private_id limit $2::bigint)
 select false as further, private_id, scope from other
 union all
