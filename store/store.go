@@ -99,8 +99,8 @@ type Store interface {
 	Keys(ctx context.Context, refs []key.Ref) ([]Family, error)
 
 	// Lacking lists at most limit scopes that have no data key for the purpose, in the order of Scopes, from the first
-	// after the given one; fewer only if there are no more. It may look several times, and list a scope that gets such a
-	// key meanwhile.
+	// after the given one; fewer only if there are no more. It may look several times, and list a scope that gets such
+	// a key meanwhile.
 	Lacking(ctx context.Context, p key.Purpose, after key.Scope, limit int) ([]key.Scope, error)
 
 	// WasDestroyed says whether there is a tombstone of the version with the given id, whether its key is still there

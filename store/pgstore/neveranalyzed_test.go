@@ -105,8 +105,8 @@ func plansOfPages(t *testing.T, analyzed bool) {
 }
 
 // fillWithout fills tables with 2000 scopes of two root key versions and three purposes, all of whose versions are
-// under the root key's head. Each tenth data key has a pending version. Nothing lags, is under another installation key or
-// lacks any of the purposes, and no other key is due before the year 2096. All but the first 250 have many versions.
+// under the root key's head. Each tenth data key has a pending version. Nothing lags, is under another installation key
+// or lacks any of the purposes, and no other key is due before the year 2096. All but the first 250 have many versions.
 // The tables are not analyzed then, but, if so asked, when there is only the first scope.
 func fillWithout(analyzed bool) []string {
 	texts := []string{"set session_replication_role = replica"}

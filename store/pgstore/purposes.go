@@ -21,8 +21,8 @@ on conflict (purpose) do nothing`)
 	firstLackingQuery = lacking("")
 	nextLackingQuery  = lacking("where scope_id > $3::text::{scope_type}")
 
-	// Not materialized, so that the planner sees the foreign keys, by which it knows how many rows there will be. What it
-	// takes for many more it compiles first, for over a second. The order of the branches is needed: see familyRows.
+	// Not materialized, so that the planner sees the foreign keys, by which it knows how many rows there will be. What
+	// it takes for many more it compiles first, for over a second. The order of the branches is needed: see familyRows.
 	familiesQuery = define(`with
 r as not materialized (select * from {schema}{prefix}_root_key where scope_id = any ($1::text[]::{scope_type}[])),
 d as not materialized (select d.* from r join {schema}{prefix}_data_key d on d.root_key_id = r.private_id)

@@ -135,9 +135,9 @@ select 0, ''::text, ''::text, ''::text, floor(extract(epoch from statement_times
 //
 // Package rows needs the branches in this order: a key before its versions and tombstones, or it takes them for
 // orphans. Nothing sorts them, as an append goes through its parts one after the other, but for a parallel one, which
-// mixes them. That is none here: the branches' columns are of different types, so the planner keeps the union as it is written, and
-// appends its parts in parallel only if each can be split among workers. The first, which reads no table, cannot be.
-// Within a branch there is no order.
+// mixes them. That is none here: the branches' columns are of different types, so the planner keeps the union as it is
+// written, and appends its parts in parallel only if each can be split among workers. The first, which reads no table,
+// cannot be. Within a branch there is no order.
 func familyRows(withData bool) string {
 	text := `
 union all
