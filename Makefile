@@ -102,7 +102,7 @@ $(GOLANGCI_BIN):
 fuzz: ## Run each fuzz target for FUZZTIME (10s)
 	@FUZZTIME=$(FUZZTIME) GO=$(GO) sh .ci/fuzz $(MODULES)
 
-# The whole run takes about twenty minutes; RUNS and KEYHOLD_BENCH_KEYS make it shorter.
+# The whole run takes about half an hour; RUNS and KEYHOLD_BENCH_KEYS make it shorter.
 .PHONY: bench
 bench: ## Run all benchmarks, beside other libraries, and write docs/benchmarks.md
 	@GO=$(GO) sh .ci/bench

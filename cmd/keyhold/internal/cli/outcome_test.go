@@ -51,7 +51,7 @@ func TestAChangeWhoseCommitIsNotAcknowledgedIsNotToldAsDone(t *testing.T) {
 		"scope create t --purpose p":                 `scope "t" may have its keys`,
 	} {
 		all.Go(func() {
-			code, stdout, stderr := run(t, nil, append(strings.Fields(command+" --timeout 500ms"), waits...)...)
+			code, stdout, stderr := run(t, nil, append(strings.Fields(command+" --timeout 4s"), waits...)...)
 			sentence, hint, _ := strings.Cut(stderr, "\n")
 			if code != exitFailed || stdout != "" || !strings.HasSuffix(sentence, ": "+may+", or not") ||
 				!strings.Contains(hint, "keyhold: hint: keyhold key list --db ") || !strings.Contains(hint, " shows whether it was") {
